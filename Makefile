@@ -1,0 +1,35 @@
+# Each target sets up what it needs in .venv, from nothing.
+PYTHON ?= python3
+BIN := .venv/bin
+.PHONY: quickstart test test-slow lint clean
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# torch and torchvision come in one step, so that they fit each other
+.venv/.train: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --quiet --progress-bar off torch torchvision -e '.[train]'
+	touch $@
+
+.venv/.dev: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --quiet --progress-bar off torch torchvision -e '.[dev]'
+	touch $@ .venv/.train
+
+# Generated scenes to a trained network, its accuracy, and pictures of its slots. Offline, some minutes on 2 cores.
+quickstart: .venv/.train
+	PATH="$(CURDIR)/$(BIN):$$PATH" ./scripts/quickstart.sh
+
+test: .venv/.dev lint
+	$(BIN)/pytest --durations=15
+
+# what takes longer than the whole of `make test`
+test-slow: .venv/.dev
+	$(BIN)/pytest -m slow --durations=0
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv .cache quickstart

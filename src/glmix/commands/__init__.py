@@ -1,0 +1,1 @@
+"""The commands of `glmix`: plain functions, whose options come from their signatures."""

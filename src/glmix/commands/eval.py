@@ -1,0 +1,56 @@
+"""`glmix eval`."""
+
+import json as json_module
+
+from glmix.commands.common import default_workers, load_for_images, pick_device
+from glmix.data.loading import EpochOrder, Images, Prepared, make_loader
+from glmix.data.sources import open_evaluation
+from glmix.errors import UserError
+from glmix.tasks.evaluation import evaluate
+
+
+def eval(  # noqa: A001  (the command's name)
+    checkpoint: str, data: str, batch_size: int = 64, image_size: int = 0, workers: int = -1, json: bool = False
+) -> None:
+    """Accuracy of a model on labelled images.
+
+    Args:
+        checkpoint: run folder, file (ours or a released one) or model name.
+        data: folder of class folders (its val/ if it has one), a tar of one, or 'scenes'.
+        batch_size: images at a time.
+        image_size: side of the images; 0 for that of the checkpoint.
+        workers: processes that load images; -1 chooses.
+        json: print one JSON object instead of a sentence.
+    """
+    model, described, transform = load_for_images(checkpoint, image_size)
+    images = open_evaluation(data)
+    match_labels(images, described.classes, data)
+    dataset = Prepared(images, transform)
+    loader = make_loader(
+        dataset, EpochOrder(len(dataset), shuffle=False), batch_size, default_workers() if workers < 0 else workers
+    )
+    scores, skipped = evaluate(model, loader, len(described.classes), pick_device())
+    if json:
+        print(json_module.dumps(scores | {"skipped": skipped}))
+        return
+    print(
+        f"top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %, loss {scores['loss']:.4f} on {scores['images']} images"
+    )
+    if skipped:
+        print(f"skipped {len(skipped)} unusable images:", *skipped, sep="\n  ")
+
+
+def match_labels(images: Images, classes: list[str], data: str) -> None:
+    """Relabel `images` to the model's class indices, by class name.
+
+    Raises:
+        UserError: a class folder is none of the model's classes.
+    """
+    index = {name: i for i, name in enumerate(classes)}
+    unknown = [name for name in images.classes if name not in index]
+    if unknown:
+        raise UserError(
+            f"{data}: {len(unknown)} of {len(images.classes)} class folders are not among the model's {len(classes)} classes "
+            f"(first: {unknown[0]}; the model's first: {classes[0]}); use a model trained on these classes"
+        )
+    images.labels[:] = [index[images.classes[label]] for label in images.labels]

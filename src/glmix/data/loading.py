@@ -1,0 +1,134 @@
+"""From labelled files to batches: seeded per (seed, epoch, index), so a run can be cut anywhere and repeated."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from glmix.data.images import BadImage
+
+
+class Images(Protocol):
+    """Labelled images by index: files (`ImageSet`) or generated ones (`SceneSet`)."""
+
+    @property
+    def labels(self) -> list[int]: ...
+
+    @property
+    def classes(self) -> list[str]: ...
+
+    @property
+    def names(self) -> list[str]: ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> Image.Image: ...
+
+
+@dataclass
+class Batch:
+    """Images (B, C, H, W), labels (B,), and the names of the files that could not be used, with reasons."""
+
+    images: Tensor
+    labels: Tensor
+    skipped: list[str]
+
+    def pin_memory(self) -> "Batch":
+        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.skipped)
+
+    def to(self, device: Any, **kwargs: Any) -> "Batch":
+        return Batch(self.images.to(device, **kwargs), self.labels.to(device, **kwargs), self.skipped)
+
+
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Python's, NumPy's and PyTorch's (CPU) generators seeded from `key`, and put back afterwards."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seeds = np.random.SeedSequence(key).generate_state(3)
+    random.seed(int(seeds[0]))
+    np.random.seed(seeds[1])
+    torch.default_generator.manual_seed(int(seeds[2]))
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+class Prepared(Dataset):
+    """Images through a transform. Asked with (epoch, index); randomness depends on (seed, epoch, index) alone.
+
+    In training an unusable image is replaced by the next usable one; in evaluation it is left out. Both are reported.
+    """
+
+    def __init__(self, images: Images, transform: Any, seed: int = 0, replace_bad: bool = False) -> None:
+        self.images, self.transform, self.seed, self.replace_bad = images, transform, seed, replace_bad
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor | None, int, list[str]]:
+        epoch, index = key
+        skipped: list[str] = []
+        with seeded(self.seed, epoch, index):
+            for _ in range(len(self) if self.replace_bad else 1):
+                try:
+                    return self.transform(self.images.read(index)), self.images.labels[index], skipped
+                except BadImage as error:
+                    skipped.append(str(error))
+                    index = (index + 1) % len(self)
+        return None, -1, skipped
+
+
+def collate(samples: list[tuple[Tensor | None, int, list[str]]]) -> Batch:
+    """Stack what is usable."""
+    skipped = [name for *_, names in samples for name in names]
+    usable = [(image, label) for image, label, _ in samples if image is not None]
+    if not usable:
+        return Batch(torch.empty(0, 3, 1, 1), torch.empty(0, dtype=torch.long), skipped)
+    return Batch(torch.stack([image for image, _ in usable]), torch.tensor([label for _, label in usable]), skipped)
+
+
+class EpochOrder(Sampler):
+    """(epoch, index) pairs, in an order fixed by (seed, epoch), for one of `replicas` processes."""
+
+    def __init__(self, length: int, shuffle: bool, seed: int = 0, rank: int = 0, replicas: int = 1) -> None:
+        self.length, self.shuffle, self.seed, self.rank, self.replicas = length, shuffle, seed, rank, replicas
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.length // self.replicas) if self.shuffle else len(range(self.rank, self.length, self.replicas))
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.arange(self.length)
+        if self.shuffle:
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+            order = np.resize(order, len(self) * self.replicas)
+        return iter([(self.epoch, int(i)) for i in order[self.rank :: self.replicas]])
+
+
+def make_loader(
+    dataset: Prepared, order: EpochOrder, batch_size: int, workers: int, drop_last: bool = False
+) -> DataLoader:
+    """Batches of `dataset` in `order`."""
+    return DataLoader(
+        dataset,
+        batch_size,
+        sampler=order,
+        num_workers=workers,
+        collate_fn=collate,
+        drop_last=drop_last,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+    )

@@ -1,0 +1,631 @@
+"""GLNet: the backbone of "Revisiting the Integration of Convolution and Attention for Vision Backbone" (NeurIPS 2024).
+
+One file holds the network and all its variants. Importing it registers them in timm.
+
+Shapes: B images, H x W grid, N = H*W pixels, M slots, C channels. Between modules of the network features are
+(B, C, H, W), as timm's contract wants; inside a stage they are held channels-last, `x_BHWC`, where a 1x1 convolution
+is a linear layer and LayerNorm needs no permutation.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import ClassifierHead, DropPath, calculate_drop_path_rates, get_device_dtype, trunc_normal_
+from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models._builder import resolve_pretrained_cfg
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from glmix.models.slots import cluster, dispatch, pool_seeds, similarity
+from glmix.models.weights import find_weights, fit_state_dict, read_checkpoint
+
+HEAD_DIM = 32  # channels of an attention head, in every variant
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention heads of 32 channels, among all places of (B, N, C) or (B, H, W, C)."""
+
+    def __init__(self, dim: int, device=None, dtype=None) -> None:
+        super().__init__()
+        if dim % HEAD_DIM:
+            raise ValueError(f"width {dim} is no multiple of the {HEAD_DIM} channels of an attention head")
+        self.num_heads = dim // HEAD_DIM
+        self.qkv = nn.Linear(dim, 3 * dim, device=device, dtype=dtype)
+        self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
+        nn.init.xavier_uniform_(self.qkv.weight)
+        nn.init.zeros_(self.qkv.bias)
+        init_linear(self.proj)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values, (3, B, heads, N, 32)."""
+        return self.qkv(x).reshape(x.shape[0], -1, 3, self.num_heads, HEAD_DIM).permute(2, 0, 3, 1, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.project(x).unbind(0)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape))
+
+
+class DepthwiseConv(nn.Conv2d):
+    """Depthwise convolution of a channels-last grid (B, H, W, C), size kept; `residual` adds its input."""
+
+    def __init__(self, dim: int, kernel_size: int, residual: bool = False, device=None, dtype=None) -> None:
+        super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, device=device, dtype=dtype)
+        self.residual = residual
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        y = self._conv_forward(x_BHWC.permute(0, 3, 1, 2), self.weight, self.bias).permute(0, 2, 3, 1)
+        return x_BHWC + y if self.residual else y
+
+
+class SlotSimilarity(nn.Module):
+    """Similarity logits (B, M, N) of seeds and pixels, with the learned scale. `glmix.slot_maps` listens here."""
+
+    def __init__(self, scale: float, device=None, dtype=None) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((), scale, device=device, dtype=dtype))
+
+    def forward(self, seeds_BMC: Tensor, x_BNC: Tensor) -> Tensor:
+        return similarity(seeds_BMC, x_BNC, self.scale)
+
+
+class GLMix(nn.Module):
+    """The paper's mixer: attention among slots for the global view, depthwise convolution for the local one.
+
+    Args:
+        dim: channels.
+        slot_grid: rows and columns of the pooled seeds (number of slots: their product).
+        learned_slots: seeds are parameters instead of the pooled grid (variant `paramslot`).
+        slot_scale: first value of the learned similarity scale; None for the reference's dim ** -0.5.
+        slot_residual: LayerNorm before and a residual around the slot attention, and a linear layer after
+            dispatching. Not in the paper: short trainings need it for slots that carry information.
+        kernel_size: of the local depthwise convolution.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        slot_grid: tuple[int, int] = (8, 8),
+        learned_slots: bool = False,
+        slot_scale: float | None = None,
+        slot_residual: bool = False,
+        kernel_size: int = 5,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.slot_h, self.slot_w = slot_grid
+        self.learned_slots = learned_slots
+        self.slot_residual = slot_residual
+        if learned_slots:
+            self.seeds = nn.Parameter(torch.empty(1, self.slot_h * self.slot_w, dim, **dd))
+            nn.init.normal_(self.seeds, std=0.02)
+        else:
+            self.seeds = None
+        self.norm = nn.LayerNorm(dim, eps=1e-6, **dd)
+        self.similarity = SlotSimilarity(dim**-0.5 if slot_scale is None else slot_scale, **dd)
+        self.slot_norm = nn.LayerNorm(dim, eps=1e-6, **dd) if slot_residual else nn.Identity()
+        self.slot_attn = Attention(dim, **dd)
+        self.slot_proj = nn.Linear(dim, dim, **dd) if slot_residual else nn.Identity()
+        if slot_residual:
+            init_linear(self.slot_proj)
+        self.local = nn.Sequential(
+            nn.Linear(dim, dim, **dd), DepthwiseConv(dim, kernel_size, **dd), nn.Linear(dim, dim, **dd)
+        )
+
+    def attend(self, slots_BMC: Tensor) -> Tensor:
+        """Attention among the slots, (B, M, C) to (B, M, C)."""
+        mixed = self.slot_attn(self.slot_norm(slots_BMC))
+        return slots_BMC + mixed if self.slot_residual else mixed
+
+    def forward(self, x_BHWC: Tensor, entering_BHWC: Tensor) -> Tensor:
+        B, H, W, C = x_BHWC.shape
+        normed_BHWC = self.norm(x_BHWC)
+        normed_BNC = normed_BHWC.reshape(B, H * W, C)
+        # as in the reference, seeds are pooled from what enters the block, and compared with pixels after the norm
+        seeds_BMC = pool_seeds(entering_BHWC, self.slot_h, self.slot_w) if self.seeds is None else self.seeds
+        logits_BMN = self.similarity(seeds_BMC, normed_BNC)
+        slots_BMC = self.attend(cluster(logits_BMN, normed_BNC))
+        globally = self.slot_proj(dispatch(logits_BMN, slots_BMC)).reshape(B, H, W, C)
+        return globally + self.local(normed_BHWC)
+
+
+class GridAttention(nn.Module):
+    """Norm, then attention among all pixels of a grid (B, H, W, C): the mixer of the last stage."""
+
+    def __init__(self, dim: int, device=None, dtype=None) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, eps=1e-6, device=device, dtype=dtype)
+        self.attn = Attention(dim, device=device, dtype=dtype)
+
+    def forward(self, x_BHWC: Tensor, entering_BHWC: Tensor) -> Tensor:
+        return self.attn(self.norm(x_BHWC))
+
+
+class MLP(nn.Module):
+    """Norm, then two linear layers with GELU between, and before it a 3x3 depthwise convolution if `conv`."""
+
+    def __init__(self, dim: int, hidden: int, conv: bool, device=None, dtype=None) -> None:
+        super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.norm = nn.LayerNorm(dim, eps=1e-6, **dd)
+        self.fc1 = nn.Linear(dim, hidden, **dd)
+        self.conv = DepthwiseConv(hidden, 3, residual=True, **dd) if conv else nn.Identity()
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden, dim, **dd)
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        return self.fc2(self.act(self.conv(self.fc1(self.norm(x_BHWC)))))
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel, `init` at first."""
+
+    def __init__(self, dim: int, init: float, device=None, dtype=None) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), init, device=device, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """Position convolution, mixer and MLP, each with a residual (paper, figure 2), on a grid (B, H, W, C)."""
+
+    def __init__(
+        self,
+        dim: int,
+        mixer: nn.Module,
+        mlp_ratio: float,
+        overlap: bool,
+        layer_scale: float | None = None,
+        drop_path: float = 0.0,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.pos_conv = DepthwiseConv(dim, 3, residual=True, **dd) if overlap else nn.Identity()
+        self.mixer = mixer
+        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale, **dd)
+        self.drop_path1 = DropPath(drop_path)
+        self.mlp = MLP(dim, int(mlp_ratio * dim), overlap, **dd)
+        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale, **dd)
+        self.drop_path2 = DropPath(drop_path)
+        if isinstance(mixer, GridAttention) and not overlap:  # the one MLP that the reference makes of linear layers;
+            init_linear(self.mlp.fc1)  # the others are 1x1 convolutions there and keep a convolution's first values
+            init_linear(self.mlp.fc2)
+
+    def forward(self, entering_BHWC: Tensor) -> Tensor:
+        x_BHWC = self.pos_conv(entering_BHWC)
+        x_BHWC = x_BHWC + self.drop_path1(self.ls1(self.mixer(x_BHWC, entering_BHWC)))
+        return x_BHWC + self.drop_path2(self.ls2(self.mlp(x_BHWC)))
+
+
+class Stage(nn.Module):
+    """Transition to half the resolution (none in the first stage), then blocks; (B, C, H, W) in and out."""
+
+    def __init__(self, downsample: nn.Module, blocks: list[nn.Module]) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = nn.Sequential(*blocks)
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.downsample(x).permute(0, 2, 3, 1)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = checkpoint_seq(self.blocks, x)
+        else:
+            x = self.blocks(x)
+        return x.permute(0, 3, 1, 2)
+
+
+def init_linear(layer: nn.Linear) -> None:
+    """First values of what is a linear layer in the reference (1x1 convolutions keep PyTorch's default)."""
+    trunc_normal_(layer.weight, std=0.02)
+    nn.init.zeros_(layer.bias)
+
+
+def make_stem(in_chans: int, dim: int, overlap: bool, stride: int, **dd) -> nn.Sequential:
+    """Image to features at 1/4 or 1/2 of its size: two 3x3 convolutions, or one over patches that do not overlap."""
+    if stride not in (2, 4):
+        raise ValueError(f"stem_stride is 4, or 2 for images of about 64 px, not {stride}")
+    if not overlap:
+        return nn.Sequential(nn.Conv2d(in_chans, dim, stride, stride, **dd), nn.BatchNorm2d(dim, **dd))
+    return nn.Sequential(
+        nn.Conv2d(in_chans, dim // 2, 3, 2, 1, **dd),
+        nn.BatchNorm2d(dim // 2, **dd),
+        nn.GELU(),
+        nn.Conv2d(dim // 2, dim, 3, stride // 2, 1, **dd),
+        nn.BatchNorm2d(dim, **dd),
+    )
+
+
+def make_transition(dim: int, next_dim: int, overlap: bool, **dd) -> nn.Sequential:
+    """Half the resolution: a 3x3 convolution, then norm; or norm, then a 2x2 convolution."""
+    if overlap:
+        return nn.Sequential(nn.Conv2d(dim, next_dim, 3, 2, 1, **dd), nn.BatchNorm2d(next_dim, **dd))
+    return nn.Sequential(nn.BatchNorm2d(dim, **dd), nn.Conv2d(dim, next_dim, 2, 2, **dd))
+
+
+class GLNet(nn.Module):
+    """The GLNet backbone and classifier, with timm's model contract.
+
+    Args:
+        in_chans: channels of the image.
+        num_classes: classes; 0 removes the classifier.
+        global_pool: timm's pooling name; '' keeps the grid.
+        dims: channels of each stage (multiples of 32).
+        depths: blocks of each stage.
+        mixers: of each stage, 'glmix', 'attention', or 'alternate' (glmix and attention in turn).
+        mlp_ratio: hidden channels of the MLP, times the width.
+        overlap: deep overlapping stem, 3x3 transitions, and 3x3 convolutions for position and in the MLP;
+            else patches that do not overlap, as in Swin.
+        stem_stride: 4, or 2 for images of about 64 px; strides are stem_stride times 1, 2, 4, 8.
+        slot_grid, learned_slots, slot_scale, slot_residual, kernel_size: see `GLMix`.
+        layer_scale: first value of LayerScale; None for none.
+        token_labeling: a second head labels every place of the grid; half its maximum is added to the logits.
+        drop_rate: dropout before the classifier.
+        drop_path_rate: stochastic depth, growing linearly to this rate.
+
+    Source: paper, section 3 and table 7; numbers held to the reference implementation by tests/test_golden.py.
+    """
+
+    def __init__(
+        self,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        dims: Sequence[int] = (64, 128, 256, 512),
+        depths: Sequence[int] = (4, 4, 18, 4),
+        mixers: Sequence[str] = ("glmix", "glmix", "alternate", "attention"),
+        mlp_ratio: float = 3.0,
+        overlap: bool = True,
+        stem_stride: int = 4,
+        slot_grid: tuple[int, int] = (8, 8),
+        learned_slots: bool = False,
+        slot_scale: float | None = None,
+        slot_residual: bool = False,
+        kernel_size: int = 5,
+        layer_scale: float | None = None,
+        token_labeling: bool = False,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        unknown = set(mixers) - {"glmix", "attention", "alternate"}
+        if unknown:
+            raise ValueError(f"mixers are 'glmix', 'attention' or 'alternate', not {', '.join(sorted(unknown))}")
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.num_features = self.head_hidden_size = dims[-1]
+        self.keep_slot_scale = slot_scale is not None
+        self.feature_info = [
+            {"num_chs": dim, "reduction": stem_stride * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(dims)
+        ]
+
+        def mixer(stage: int, block: int) -> nn.Module:
+            kind = mixers[stage]
+            if kind == "attention" or (kind == "alternate" and block % 2):
+                return GridAttention(dims[stage], **dd)
+            return GLMix(dims[stage], slot_grid, learned_slots, slot_scale, slot_residual, kernel_size, **dd)
+
+        self.stem = make_stem(in_chans, dims[0], overlap, stem_stride, **dd)
+        rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        self.stages = nn.Sequential()
+        for i, dim in enumerate(dims):
+            blocks: list[nn.Module] = [
+                Block(dim, mixer(i, j), mlp_ratio, overlap, layer_scale, rates[i][j], **dd) for j in range(depths[i])
+            ]
+            downsample = make_transition(dims[i - 1], dim, overlap, **dd) if i else nn.Identity()
+            self.stages.append(Stage(downsample, blocks))
+        self.norm = nn.BatchNorm2d(dims[-1], **dd)
+        self.head = ClassifierHead(dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
+        self.token_labeling = token_labeling
+        self.aux_head: nn.Module = nn.Identity()
+        if token_labeling and num_classes:
+            self.aux_head = nn.Linear(dims[-1], num_classes, **dd)
+        self._init_heads()
+
+    def _init_heads(self) -> None:
+        for layer in (self.head.fc, self.aux_head):
+            if isinstance(layer, nn.Linear):
+                init_linear(layer)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay would harm: a raised slot scale (the reference decays its own)."""
+        return {n for n, _ in self.named_parameters() if self.keep_slot_scale and n.endswith("similarity.scale")}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that sort parameters by depth, for layer-wise learning rates: stem, then block by block."""
+        if coarse:
+            return {"stem": r"^stem", "blocks": r"^stages\.(\d+)"}
+        return {
+            "stem": r"^stem",
+            "blocks": [
+                (r"^stages\.(\d+)\.downsample", (0,)),
+                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+                (r"^norm", (99999,)),
+            ],
+        }
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return self.head.fc
+
+    @torch.jit.ignore
+    def slot_mixers(self) -> dict[str, GLMix]:
+        """Every GLMix mixer by the name of its block (`stages.0.blocks.0`), in order of depth."""
+        return {n.removesuffix(".mixer"): m for n, m in self.named_modules() if isinstance(m, GLMix)}
+
+    @torch.jit.ignore
+    def set_slot_grid(self, slot_grid: tuple[int, int]) -> None:
+        """Change the grid of pooled seeds of every GLMix block, after training too; no parameter depends on it.
+
+        Raises:
+            ValueError: a side is below 1, or the slots of this model are learned and their number is fixed.
+        """
+        slot_h, slot_w = slot_grid
+        if slot_h < 1 or slot_w < 1:
+            raise ValueError(f"a slot grid has at least 1 row and 1 column, not {slot_h} x {slot_w}")
+        for name, mixer in self.slot_mixers().items():
+            if mixer.learned_slots:
+                raise ValueError(
+                    f"the slots of {name} are learned, their number is fixed at {mixer.slot_h * mixer.slot_w}"
+                )
+            mixer.slot_h, mixer.slot_w = slot_h, slot_w
+
+    @torch.jit.ignore
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A fresh classifier for `num_classes` (0: none), with freshly drawn weights; other pooling if given."""
+        self.num_classes = num_classes
+        self.head.reset(num_classes, global_pool)
+        dd = get_device_dtype(self)
+        if self.token_labeling:
+            self.aux_head = nn.Linear(self.num_features, num_classes, **dd) if num_classes else nn.Identity()
+            self.aux_head.train(self.training)
+        self._init_heads()
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Outputs of the stages, (B, C, H, W) each, before the final norm (`norm` applies it to the last).
+
+        Args:
+            x: images (B, C, H, W).
+            indices: the last n stages if an int, all if None, else those listed.
+            norm: apply the final norm to the last stage's output.
+            stop_early: do not run stages beyond the last one wanted.
+            output_fmt: 'NCHW', nothing else.
+            intermediates_only: leave out the final features.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt is 'NCHW', not {output_fmt!r}")
+        take_indices, max_index = feature_take_indices(len(self.stages), indices)
+        last = len(self.stages) - 1
+        intermediates = []
+        x = self.stem(x)
+        for i, stage in enumerate(self.stages):
+            if not stop_early or i <= max_index:
+                x = stage(x)
+                if i in take_indices:
+                    intermediates.append(self.norm(x) if norm and i == last else x)
+        if intermediates_only:
+            return intermediates
+        return (x if stop_early and max_index < last else self.norm(x)), intermediates
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the stages beyond the last one wanted, with final norm and classifier where they lose their input."""
+        take_indices, max_index = feature_take_indices(len(self.stages), indices)
+        cut = max_index < len(self.stages) - 1
+        self.stages = self.stages[: max_index + 1]
+        if prune_norm or cut:
+            self.norm = nn.Identity()
+        if cut:
+            self.num_features = self.head_hidden_size = self.feature_info[max_index]["num_chs"]
+        if prune_head or cut:
+            self.reset_classifier(0, "")
+        return take_indices
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Features (B, C, H, W) after the final norm, from images (B, C, H, W)."""
+        return self.norm(self.stages(self.stem(x)))
+
+    def forward_dense(self, x: Tensor) -> Tensor:
+        """Class scores (B, H*W, classes) of every place of normed features (B, C, H, W): the token-labelling head."""
+        return self.aux_head(x.flatten(2).transpose(1, 2))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits (B, classes) from normed features; `pre_logits` stops at the pooled features (B, C)."""
+        if pre_logits:
+            return self.head(x, pre_logits=True)
+        logits = self.head(x)
+        if self.token_labeling and self.num_classes > 0:  # inference as published: half of the dense maximum is added
+            logits = logits + 0.5 * self.forward_dense(x).amax(1)
+        return logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Variants: the one place that knows them.
+
+PUBLISHED_PAGE = "https://github.com/rayleizhu/GLMix#model-card"
+
+
+def _create(variant: str, pretrained: bool, arguments: dict[str, Any]) -> GLNet:
+    """Build through timm; weights are read by `glmix.models.weights`, which knows our files and the released ones."""
+    overlay = dict(arguments.pop("pretrained_cfg_overlay", None) or {})
+    if pretrained:
+        cfg = resolve_pretrained_cfg(variant, arguments.get("pretrained_cfg"), overlay)
+        overlay.update(source="", file=None, state_dict=read_checkpoint(find_weights(cfg)).state_dict)
+    features = arguments.get("features_only", False)
+    model = build_model_with_cfg(
+        GLNet,
+        variant,
+        pretrained,
+        pretrained_cfg_overlay=overlay or None,
+        pretrained_filter_fn=fit_state_dict,
+        pretrained_strict=True,
+        feature_cfg={"out_indices": (0, 1, 2, 3), "flatten_sequential": True},
+        **arguments,
+    )
+    if pretrained and not features:
+        model.pretrained_cfg["state_dict"] = None  # loaded: keep no second copy
+    return model
+
+
+def _cfg(**changes: Any) -> dict[str, Any]:
+    cfg = {
+        "url": "",
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "min_input_size": (3, 32, 32),
+        "crop_pct": 0.875,
+        "interpolation": "bicubic",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "stem.0",
+        "classifier": "head.fc",
+        "license": "mit",
+        "paper_name": "Revisiting the Integration of Convolution and Attention for Vision Backbone",
+        "paper_ids": "arXiv:2411.14429",
+        "origin_url": PUBLISHED_PAGE,
+    }
+    return cfg | changes
+
+
+_TOKEN_LABELING = {"classifier": ("head.fc", "aux_head")}
+_SMALL = {"input_size": (3, 160, 160), "pool_size": (5, 5), "crop_pct": 1.0, "origin_url": None}
+
+default_cfgs = generate_default_cfgs(
+    {
+        "glnet_stl.in1k": _cfg(),
+        "glnet_stl_paramslot.in1k": _cfg(),
+        "glnet_4g.in1k": _cfg(),
+        "glnet_9g.in1k": _cfg(),
+        "glnet_16g.in1k": _cfg(),
+        "glnet_4g_tklb.in1k": _cfg(**_TOKEN_LABELING),
+        "glnet_9g_tklb.in1k": _cfg(**_TOKEN_LABELING),
+        "glnet_16g_tklb.untrained": _cfg(**_TOKEN_LABELING),
+        "glnet_pico.untrained": _cfg(**_SMALL),
+        "glnet_nano.untrained": _cfg(**_SMALL),
+    }
+)
+
+# top-1 on ImageNet-1k's validation split, parameters and multiply-adds at 224 px, as published (PUBLISHED_PAGE)
+PUBLISHED: dict[str, dict[str, float]] = {
+    "glnet_stl": {"top1": 82.5, "params_m": 30, "gmacs": 4.4},
+    "glnet_stl_paramslot": {"top1": 82.1, "params_m": 30, "gmacs": 4.4},
+    "glnet_4g": {"top1": 83.7, "params_m": 27, "gmacs": 4.5},
+    "glnet_9g": {"top1": 84.5, "params_m": 60, "gmacs": 9.7},
+    "glnet_16g": {"top1": 85.0, "params_m": 106, "gmacs": 16.7},
+    "glnet_4g_tklb": {"top1": 84.4, "params_m": 27, "gmacs": 4.5},
+    "glnet_9g_tklb": {"top1": 85.3, "params_m": 61, "gmacs": 9.7},
+}
+
+_STL = {
+    "dims": (96, 192, 384, 768),
+    "depths": (2, 2, 6, 2),
+    "mixers": ("glmix", "glmix", "glmix", "attention"),
+    "mlp_ratio": 4.0,
+    "overlap": False,
+}
+_4G = {"dims": (64, 128, 256, 512)}
+_9G = {"dims": (96, 192, 384, 768)}
+_16G = {"dims": (128, 256, 512, 1024), "layer_scale": 1e-4}
+# Short trainings on small images: sharp assignments from the start, and slots that keep their own content.
+_ALIVE = {
+    "mixers": ("glmix", "glmix", "glmix", "attention"),
+    "slot_grid": (7, 7),
+    "slot_scale": 20.0,
+    "slot_residual": True,
+}
+
+
+@register_model
+def glnet_stl(pretrained: bool = False, **kwargs: Any) -> GLNet:
+    """GLNet in Swin-Tiny's layout: 30 M parameters, 4.4 G multiply-adds."""
+    return _create("glnet_stl", pretrained, {**_STL, **kwargs})
+
+
+@register_model
+def glnet_stl_paramslot(pretrained: bool = False, **kwargs: Any) -> GLNet:
+    """`glnet_stl` with learned seeds of the slots."""
+    return _create("glnet_stl_paramslot", pretrained, {**_STL, "learned_slots": True, **kwargs})
+
+
+@register_model
+def glnet_4g(pretrained: bool = False, **kwargs: Any) -> GLNet:
+    """GLNet-4G: 27 M parameters, 4.5 G multiply-adds."""
+    return _create("glnet_4g", pretrained, {**_4G, **kwargs})
+
+
+@register_model
+def glnet_9g(pretrained: bool = False, **kwargs: Any) -> GLNet:
+    """GLNet-9G: 60 M parameters, 9.7 G multiply-adds."""
+    return _create("glnet_9g", pretrained, {**_9G, **kwargs})
+
+
+@register_model
+def glnet_16g(pretrained: bool = False, **kwargs: Any) -> GLNet:
+    """GLNet-16G: 106 M parameters, 16.7 G multiply-adds."""
+    return _create("glnet_16g", pretrained, {**_16G, **kwargs})
+
+
+@register_model
+def glnet_4g_tklb(pretrained: bool = False, **kwargs: Any) -> GLNet:
+    """GLNet-4G with the token-labelling head."""
+    return _create("glnet_4g_tklb", pretrained, {**_4G, "token_labeling": True, **kwargs})
+
+
+@register_model
+def glnet_9g_tklb(pretrained: bool = False, **kwargs: Any) -> GLNet:
+    """GLNet-9G with the token-labelling head."""
+    return _create("glnet_9g_tklb", pretrained, {**_9G, "token_labeling": True, **kwargs})
+
+
+@register_model
+def glnet_16g_tklb(pretrained: bool = False, **kwargs: Any) -> GLNet:
+    """GLNet-16G with the token-labelling head; ours, never published."""
+    return _create("glnet_16g_tklb", pretrained, {**_16G, "token_labeling": True, **kwargs})
+
+
+@register_model
+def glnet_pico(pretrained: bool = False, **kwargs: Any) -> GLNet:
+    """Ours, for small images and CPUs: 2.8 M parameters, slots that stay alive in short trainings."""
+    arguments = {"dims": (32, 64, 128, 256), "depths": (1, 2, 6, 1), **_ALIVE, **kwargs}
+    return _create("glnet_pico", pretrained, arguments)
+
+
+@register_model
+def glnet_nano(pretrained: bool = False, **kwargs: Any) -> GLNet:
+    """Ours, for small images and CPUs: 5 M parameters, slots that stay alive in short trainings."""
+    arguments = {"dims": (32, 64, 160, 320), "depths": (2, 2, 7, 2), **_ALIVE, **kwargs}
+    return _create("glnet_nano", pretrained, arguments)
+
+
+MODEL_NAMES = tuple(default_cfgs)

@@ -1,0 +1,106 @@
+"""A look into the slots of a model, without changing it."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class SlotMaps:
+    """What one GLMix block did with its slots, for a batch of images.
+
+    Attributes:
+        block: its name in the model, such as `stages.0.blocks.0`.
+        stride: pixels of the image per place of the grid.
+        logits: (B, M, h, w), float32: similarity of M slots with every place of the h x w grid, scale included.
+        slot_grid: rows and columns of the pooled seeds.
+        attention: (B, heads, M, M), float32: weights among the slots, each row sums to 1; None unless asked for.
+    """
+
+    block: str
+    stride: int
+    logits: Tensor
+    slot_grid: tuple[int, int]
+    attention: Tensor | None = None
+
+    @property
+    def assignment(self) -> Tensor:
+        """(B, M, h, w): softmax over slots. How much of each place's global information comes from each slot."""
+        return self.logits.softmax(1)
+
+    @property
+    def clustering(self) -> Tensor:
+        """(B, M, h, w): softmax over pixels. How much of each slot comes from each place."""
+        return self.logits.flatten(2).softmax(2).view_as(self.logits)
+
+    def entropy(self, kind: str = "assignment") -> Tensor:
+        """(B,): mean entropy of 'assignment' or 'clustering', divided by its largest value. 1 is uniform: idle slots."""
+        axis = 1 if kind == "assignment" else 2
+        log_weights = self.logits.flatten(2).log_softmax(axis)
+        entropy = -(log_weights.exp() * log_weights).sum(axis).mean(1)
+        size = log_weights.shape[axis]
+        return entropy / torch.log(torch.tensor(float(max(size, 2))))
+
+
+@torch.no_grad()
+def slot_maps(model: nn.Module, images: Tensor, attention: bool = False) -> list[SlotMaps]:
+    """Slot maps of every GLMix block of `model` for `images`, in order of depth.
+
+    Args:
+        model: a GLNet, or anything that contains one (wrapped, compiled, a feature extractor).
+        images: (B, C, H, W) prepared as for the model, on any device and in any floating dtype; they are moved to the
+            model's.
+        attention: also return the attention among slots.
+
+    Returns:
+        One `SlotMaps` per GLMix block. The model, its mode and its gradients are left as they were.
+
+    Raises:
+        ValueError: the model has no GLMix blocks.
+    """
+    from glmix.models.glnet import GLMix  # glnet needs nothing from here; imported late to keep the module graph a tree
+
+    model = getattr(model, "_orig_mod", model)
+    mixers = {name.removesuffix(".mixer"): m for name, m in model.named_modules() if isinstance(m, GLMix)}
+    if not mixers:
+        raise ValueError(f"{type(model).__name__} has no GLMix blocks, so no slots to look at")
+    found: dict[str, dict[str, Any]] = {name: {} for name in mixers}
+    reference = next(model.parameters())
+    images = images.to(reference.device, reference.dtype)
+    modes = {module: module.training for module in model.modules()}
+    with ExitStack() as stack:
+        for name, mixer in mixers.items():
+
+            def keep_logits(_m: nn.Module, _args: Any, output: Tensor, into: dict = found[name]) -> None:
+                into["logits"] = output
+
+            def keep_grid(_m: nn.Module, args: Any, into: dict = found[name]) -> None:
+                into["size"] = tuple(args[0].shape[1:3])
+
+            stack.callback(mixer.similarity.register_forward_hook(keep_logits).remove)
+            stack.callback(mixer.register_forward_pre_hook(keep_grid).remove)
+            if attention:
+
+                def keep_attention(m: nn.Module, args: Any, _output: Any, into: dict = found[name]) -> None:
+                    q, k, _ = m.project(args[0]).float().unbind(0)
+                    into["attention"] = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
+
+                stack.callback(mixer.slot_attn.register_forward_hook(keep_attention).remove)
+        try:
+            model.eval()(images)
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+    maps = []
+    for name, seen in found.items():
+        if "logits" not in seen:
+            continue  # pruned away, or beyond the last feature level asked for
+        h, w = seen["size"]
+        logits = seen["logits"].float().unflatten(2, (h, w))
+        stride = 2 ** round(torch.log2(torch.tensor(images.shape[-2] / h)).item())
+        grid = (mixers[name].slot_h, mixers[name].slot_w)
+        maps.append(SlotMaps(name, stride, logits, grid, seen.get("attention")))
+    return maps

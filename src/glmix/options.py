@@ -1,0 +1,95 @@
+"""The one schema of options: what every task shares, and what training adds."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class TrainOptions:
+    """Options of `glmix train`, on the command line and in recipes.
+
+    Args:
+        data: folder of class folders, or with train/ and val/ in it, or a tar of one; 'scenes' generates images.
+        out: folder of the run: checkpoints, logs, curves.
+        model: name of the architecture (`glmix models`).
+        model_args: options of the architecture, such as {slot_grid: [7, 7]}.
+        epochs: passes over the training images.
+        batch_size: images per step.
+        lr: peak learning rate (AdamW), at the batch size given.
+        min_lr: learning rate at the end of the cosine.
+        warmup_epochs: epochs of linear warm-up.
+        weight_decay: of weights; biases, norms and LayerScale are not decayed.
+        clip_grad: largest norm of the gradient; 0 for no limit.
+        image_size: side of training images, in pixels.
+        start_size: side in the first epoch, growing to image_size by two thirds of the run; 0 for image_size.
+        eval_size: side of validation images; 0 for image_size.
+        crop_scale: smallest share of the image that a random crop takes.
+        hflip: probability of a horizontal flip.
+        color_jitter: strength of brightness, contrast and saturation changes (not with auto_augment).
+        auto_augment: timm's policy, such as rand-m9-mstd0.5-inc1; none if left out.
+        random_interpolation: bilinear or bicubic by chance.
+        random_erasing: probability that a rectangle is erased.
+        mixup: alpha of mixup; 0 for none.
+        cutmix: alpha of cutmix; 0 for none.
+        mix_prob: probability that a batch is mixed.
+        label_smoothing: share of the label spread over all classes.
+        drop_path: largest rate of stochastic depth.
+        ema: decay of the moving average of the weights, warmed up; 0 for none.
+        seed: of weights, order and augmentation.
+        workers: processes that load images; -1 chooses.
+        precision: auto (bf16 where the hardware has it), bf16, fp16 or fp32.
+        val_every: epochs from one validation to the next; the last epoch is always validated if it divides them.
+        limit_train_batches: steps per epoch at most; 0 for all.
+        limit_val_batches: validation batches at most; 0 for all.
+        resume: go on with the run in `out` from its last checkpoint.
+    """
+
+    data: str = "scenes"
+    out: str = "runs/glmix"
+    model: str = "glnet_pico"
+    model_args: dict[str, Any] = field(default_factory=dict)
+    epochs: int = 30
+    batch_size: int = 64
+    lr: float = 2e-3
+    min_lr: float = 1e-5
+    warmup_epochs: int = 2
+    weight_decay: float = 0.05
+    clip_grad: float = 5.0
+    image_size: int = 128
+    start_size: int = 0
+    eval_size: int = 0
+    crop_scale: float = 0.25
+    hflip: float = 0.5
+    color_jitter: float = 0.2
+    auto_augment: str | None = None
+    random_interpolation: bool = False
+    random_erasing: float = 0.0
+    mixup: float = 0.2
+    cutmix: float = 1.0
+    mix_prob: float = 0.5
+    label_smoothing: float = 0.1
+    drop_path: float = 0.05
+    ema: float = 0.999
+    seed: int = 0
+    workers: int = -1
+    precision: str = "auto"
+    val_every: int = 1
+    limit_train_batches: int = 0
+    limit_val_batches: int = 0
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        positive = ("epochs", "batch_size", "lr", "image_size")
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        for name in ("image_size", "start_size", "eval_size"):
+            if 0 < getattr(self, name) < 32:
+                raise ValueError(f"{name} must be at least 32, the network's stride, not {getattr(self, name)}")
+        for name in ("hflip", "random_erasing", "mix_prob", "label_smoothing", "drop_path", "ema"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is between 0 and 1, not {getattr(self, name)}")
+        if self.precision not in ("auto", "bf16", "fp16", "fp32"):
+            raise ValueError(f"precision is auto, bf16, fp16 or fp32, not {self.precision}")
+        if (self.mixup or self.cutmix) and self.batch_size % 2:
+            raise ValueError(f"batch_size must be even with mixup or cutmix, not {self.batch_size}")

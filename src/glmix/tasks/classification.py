@@ -1,0 +1,149 @@
+"""Classification: the Lightning module, and what surrounds it in a run."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from timm.data import Mixup
+from timm.utils import ModelEmaV3
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from glmix.data.loading import Batch, seeded
+from glmix.errors import UserError
+from glmix.models import GLNet
+from glmix.models.slot_maps import slot_maps
+from glmix.models.weights import Checkpoint, write_checkpoint
+from glmix.options import TrainOptions
+from glmix.tasks.evaluation import Scores
+from glmix.tasks.optim import cosine, parameter_groups
+
+
+class Classifier(pl.LightningModule):
+    """Trains `model` by `options`; validates the moving average of its weights where there is one.
+
+    Args:
+        model: returns logits (B, classes).
+        options: of the run.
+        steps_per_epoch: optimiser steps.
+        describe: checkpoint without tensors: what `write_checkpoint` puts beside the weights.
+    """
+
+    def __init__(self, model: GLNet, options: TrainOptions, steps_per_epoch: int, describe: Checkpoint) -> None:
+        super().__init__()
+        self.model = model
+        self.ema = ModelEmaV3(model, options.ema, use_warmup=True, warmup_power=3 / 4) if options.ema else None
+        self.options, self.steps_per_epoch, self.describe = options, steps_per_epoch, describe
+        classes = len(describe.classes)
+        mix = options.mixup > 0 or options.cutmix > 0
+        self.mix = (
+            Mixup(
+                options.mixup,
+                options.cutmix,
+                prob=options.mix_prob,
+                label_smoothing=options.label_smoothing,
+                num_classes=classes,
+            )
+            if mix
+            else None
+        )
+        self.scores = Scores(classes)
+        self.best = -1.0
+        self.skipped: set[str] = set()
+        self.slot_health: dict[str, float] = {}
+
+    @property
+    def averaged(self) -> GLNet:
+        """The weights that are validated and kept."""
+        return cast(GLNet, self.ema.module) if self.ema is not None else self.model
+
+    def configure_optimizers(self) -> Any:
+        o = self.options
+        optimizer = torch.optim.AdamW(parameter_groups(self.model, o.weight_decay), lr=o.lr)
+        scheduler = cosine(optimizer, o.epochs, self.steps_per_epoch, o.warmup_epochs, o.min_lr)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        scheduler.step_update(num_updates=self.global_step)
+
+    def size_now(self) -> int:
+        """Side of training images in this epoch, a multiple of 16."""
+        o = self.options
+        if not o.start_size or self.current_epoch >= o.epochs * 2 / 3:
+            return o.image_size
+        grown = o.start_size + (o.image_size - o.start_size) * self.current_epoch / (o.epochs * 2 / 3)
+        return int(grown) // 16 * 16
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        if not len(batch.labels):
+            return None
+        images, labels = batch.images, batch.labels
+        # everything random in a step hangs on the seed and the step alone, so a cut run repeats it
+        with seeded(self.options.seed, 1 + self.global_rank, self.current_epoch, batch_idx):
+            if images.shape[-1] != self.size_now():
+                images = F.interpolate(images, size=(self.size_now(),) * 2, mode="bilinear", antialias=True)
+            if self.mix is not None and len(labels) % 2 == 0:
+                images, targets = self.mix(images, labels)
+            else:
+                targets = F.one_hot(labels, len(self.describe.classes)).float()
+                targets = targets * (1 - self.options.label_smoothing) + self.options.label_smoothing / targets.shape[1]
+            # on a CPU the fused attention kernel is slower to train through than its plain form (-15 to -25 %)
+            with sdpa_kernel(SDPBackend.MATH) if images.device.type == "cpu" else nullcontext():
+                logits = self.model(images.contiguous(memory_format=torch.channels_last))
+        loss = F.cross_entropy(logits.float(), targets)
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss.item()} in epoch {self.current_epoch + 1}, batch {batch_idx + 1}; "
+                f"the last good checkpoint is kept in {self.options.out}; lower --lr, or --precision fp32"
+            )
+        self.skipped.update(batch.skipped)
+        self.log("train_loss", loss.detach(), on_step=True, on_epoch=True, batch_size=len(labels), prog_bar=True)
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if self.ema is not None:
+            self.ema.update(self.model, step=self.global_step)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.skipped.update(batch.skipped)
+        if not len(batch.labels):
+            return
+        with torch.autocast(batch.images.device.type, enabled=False):  # as `glmix eval` will, so that the numbers agree
+            logits = self.averaged(batch.images.contiguous(memory_format=torch.channels_last))
+        self.scores.update(logits, batch.labels)
+        if batch_idx == 0:
+            self.look_at_slots(batch.images)
+
+    def look_at_slots(self, images: Tensor) -> None:
+        """Normalised entropies (1: idle) and scales of the slots of every block."""
+        self.slot_health = {}
+        for maps, mixer in zip(
+            slot_maps(self.averaged, images[:32]), self.averaged.slot_mixers().values(), strict=True
+        ):
+            self.slot_health[f"slots/{maps.block}/assignment_entropy"] = maps.entropy("assignment").mean().item()
+            self.slot_health[f"slots/{maps.block}/clustering_entropy"] = maps.entropy("clustering").mean().item()
+            self.slot_health[f"slots/{maps.block}/scale"] = mixer.similarity.scale.item()
+
+    def on_validation_epoch_end(self) -> None:
+        values = {f"val_{name}": value for name, value in self.scores.compute().items()}
+        self.scores.reset()
+        self.log_dict(values, prog_bar=True)
+        self.log_dict(self.slot_health)
+        if self.trainer.sanity_checking or not self.trainer.is_global_zero:
+            return
+        info = self.describe.info | {"epoch": self.current_epoch + 1} | values
+        checkpoint = replace(self.describe, info=info, state_dict=self.averaged.state_dict())
+        write_checkpoint(Path(self.options.out) / "last.safetensors", checkpoint)
+        if values["val_top1"] > self.best:
+            self.best = values["val_top1"]
+            write_checkpoint(Path(self.options.out) / "best.safetensors", checkpoint)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["best"] = self.best
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.best = checkpoint["best"]
