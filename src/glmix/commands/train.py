@@ -1,31 +1,39 @@
 """`glmix train`."""
 
+import json
 import os
+import platform
 import shlex
+import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 import yaml
 
+from glmix import __version__
+from glmix.commands.common import default_workers
 from glmix.data.loading import EpochOrder, Prepared, make_loader
 from glmix.data.sources import open_split
 from glmix.data.transforms import evaluation_transform, training_transform
 from glmix.errors import UserError, needs
-from glmix.models import check_name, config_of, create_model
+from glmix.models import GLNet, check_name, config_of, create_model, load_body
 from glmix.models.weights import Checkpoint
 from glmix.options import TrainOptions
 from glmix.tasks.explain import IDLE
 
 with needs("train"):
     import lightning.pytorch as pl
-    from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
-    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+    from lightning.pytorch.callbacks import TQDMProgressBar
+    from lightning.pytorch.loggers import TensorBoardLogger
 
     from glmix.tasks.classification import Classifier
-    from glmix.tasks.progress import EpochLines, plot_curves
+    from glmix.tasks.progress import EpochRows, plot_curves, read_rows
+    from glmix.tasks.resuming import ResumePoints, SafeCheckpointIO, find_resume_point
 
 
 def train(options: TrainOptions) -> None:
@@ -35,80 +43,139 @@ def train(options: TrainOptions) -> None:
         options: see TrainOptions.
     """
     out = Path(options.out)
-    resume_from = out / "resume.ckpt"
-    if options.resume and not resume_from.is_file():
+    resume_from = find_resume_point(out)
+    if options.resume and resume_from is None:
         raise UserError(f"{out}: nothing to resume; leave out --resume to start the run")
-    if not options.resume and resume_from.is_file():
+    if not options.resume and resume_from is not None:
         raise UserError(f"{out}: a run is there already; go on with it by --resume, or choose another --out")
     pl.seed_everything(options.seed, verbose=False)
-    task, loaders = prepare(options)
-    out.mkdir(parents=True, exist_ok=True)
-    settings = {k: v for k, v in vars(options).items() if k != "resume"}
-    (out / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
-    trainer = make_trainer(options, task.steps_per_epoch)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Lightning's advice on its own internals
-        trainer.fit(task, *loaders, ckpt_path=str(resume_from) if options.resume else None)
+    trainer = make_trainer(options)
+    task, loaders = prepare(options, trainer.global_rank, trainer.world_size)
     if trainer.is_global_zero:
-        if trainer.interrupted:
-            raise UserError(f"{out}: interrupted; go on with `glmix train` and the same options and --resume")
-        plot_curves(out / "metrics.csv", out / "curves.png")
+        describe_run(options, out)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Lightning's advice on its own internals
+            trainer.fit(task, *loaders, ckpt_path=resume_from, weights_only=False)
+    except SystemExit as error:
+        raise UserError(f"{out}: stopped; the same command with --resume goes on") from error
+    if trainer.is_global_zero:
+        plot_curves(read_rows(out / "metrics.csv"), out / "curves.png")
         report(task, out)
 
 
-def prepare(options: TrainOptions) -> tuple["Classifier", tuple[Any, Any]]:
-    """The task and its loaders, by `options`."""
+def make_model(options: TrainOptions, classes: int) -> GLNet:
+    """The model by `options`: fresh, or with the weights of `init` and a classifier for `classes`."""
+    arguments = {"drop_path_rate": options.drop_path} | options.model_args
+    try:
+        model = create_model(check_name(options.model), num_classes=classes, **arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model_args {options.model_args}: {error}") from error
+    if options.init:
+        load_body(model, options.init)
+    if options.linear_probe:
+        model.requires_grad_(False)
+        model.get_classifier().requires_grad_(True)
+    if options.grad_checkpointing:
+        model.set_grad_checkpointing()
+    return model.to(memory_format=torch.channels_last)
+
+
+def prepare(options: TrainOptions, rank: int = 0, world_size: int = 1) -> tuple["Classifier", tuple[Any, Any]]:
+    """The task and its loaders, by `options`, for one of `world_size` processes."""
     check_name(options.model)
     images = {split: open_split(options.data, split) for split in ("train", "val")}
     classes = images["train"].classes
-    if len(images["train"]) < options.batch_size:
+    global_batch = options.batch_size * options.accumulate * world_size
+    if len(images["train"]) < global_batch:
         raise UserError(
-            f"{options.data}: {len(images['train'])} training images are fewer than a batch; --batch-size {options.batch_size} is too large"
+            f"{options.data}: {len(images['train'])} training images are fewer than a batch of {global_batch}; lower --batch-size"
         )
-    arguments = {"drop_path_rate": options.drop_path} | options.model_args
-    try:
-        model = create_model(options.model, num_classes=len(classes), **arguments)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"model_args {options.model_args}: {error}") from error
+    model = make_model(options, len(classes))
     cfg = config_of(model)
     side = options.eval_size or options.image_size
-    image = {"input_size": (model.in_chans, side, side), "crop_pct": 1.0}
+    image = {"input_size": (model.in_chans, side, side), "crop_pct": options.eval_crop}
     image |= {k: cfg[k] for k in ("mean", "std", "interpolation")}
     training = Prepared(images["train"], training_transform(options, image), options.seed, replace_bad=True)
     validation = Prepared(images["val"], evaluation_transform(image))
-    workers = options.workers if options.workers >= 0 else min(8, max(1, (os.cpu_count() or 1) // 2))
-    order = EpochOrder(len(training), shuffle=True, seed=options.seed)
+    workers = default_workers() if options.workers < 0 else options.workers
+    order = EpochOrder(len(training), True, options.seed, rank, world_size, options.repeats, options.batch_size)
+    val_order = EpochOrder(len(validation), False, 0, rank, world_size)
     train_loader = make_loader(training, order, options.batch_size, workers, drop_last=True)
-    val_loader = make_loader(validation, EpochOrder(len(validation), shuffle=False), options.batch_size, workers)
-    steps = min(len(train_loader), options.limit_train_batches or len(train_loader))
+    val_loader = make_loader(validation, val_order, options.batch_size, workers)
+    batches = min(len(train_loader), options.limit_train_batches or len(train_loader))
+    lr = options.lr * (global_batch / options.lr_batch if options.lr_batch else 1)
+    if lr != options.lr and rank == 0:
+        print(f"lr {options.lr:g} for a batch of {options.lr_batch} becomes {lr:g} for {global_batch}", file=sys.stderr)
     info = {"command": shlex.join(["glmix", *sys.argv[1:]]), "batch_size": options.batch_size}
     describe = Checkpoint({}, options.model, options.model_args, classes, images["train"].names, image, info)
-    return Classifier(model.to(memory_format=torch.channels_last), options, steps, describe), (train_loader, val_loader)
+    task = Classifier(model, options, lr, max(1, batches // options.accumulate), order, describe)
+    return task, (train_loader, val_loader)
 
 
-def make_trainer(options: TrainOptions, steps: int) -> "pl.Trainer":
-    """Lightning's trainer, by `options`."""
-    out = Path(options.out)
+def make_trainer(options: TrainOptions) -> "pl.Trainer":
+    """Lightning's trainer, by `options` and by what torchrun or SLURM say of the processes."""
     interactive = sys.stderr.isatty()
+    out = Path(options.out)
+    environment = os.environ
+    if "TORCHELASTIC_RUN_ID" in environment:
+        devices = int(environment["LOCAL_WORLD_SIZE"])
+        nodes = int(environment["WORLD_SIZE"]) // devices
+    elif "SLURM_NTASKS_PER_NODE" in environment:
+        devices = int(environment["SLURM_NTASKS_PER_NODE"])
+        nodes = int(environment.get("SLURM_NNODES", 1))
+    else:
+        devices, nodes = options.devices or max(1, torch.cuda.device_count()), 1
+    strategy = options.strategy if options.strategy != "auto" or devices * nodes == 1 else "ddp"
     return pl.Trainer(
         default_root_dir=out,
         max_epochs=options.epochs,
+        devices=devices,
+        num_nodes=nodes,
+        strategy=strategy,
+        sync_batchnorm=options.sync_bn,
+        use_distributed_sampler=False,
         precision=lightning_precision(options.precision),
+        accumulate_grad_batches=options.accumulate,
         gradient_clip_val=options.clip_grad or None,
         check_val_every_n_epoch=options.val_every,
         limit_train_batches=options.limit_train_batches or 1.0,
         limit_val_batches=options.limit_val_batches or 1.0,
-        logger=[CSVLogger(out, name="", version=""), TensorBoardLogger(out, name="tensorboard", version="")],
+        logger=TensorBoardLogger(out, name="tensorboard", version=""),
         callbacks=[
-            ModelCheckpoint(out, filename="resume", enable_version_counter=False),
-            EpochLines(),
+            ResumePoints(out, options.checkpoint_steps),
+            EpochRows(out),
             *([TQDMProgressBar()] if interactive else []),
         ],
+        plugins=[SafeCheckpointIO()],
         enable_progress_bar=interactive,
         num_sanity_val_steps=0,
-        log_every_n_steps=min(50, steps),
         enable_model_summary=False,
     )
+
+
+def describe_run(options: TrainOptions, out: Path) -> None:
+    """Write what a person needs to repeat the run: its options, and the versions and state of what ran."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.yaml").write_text(yaml.safe_dump(vars(replace(options, resume=False)), sort_keys=False))
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+        git = commit.stdout.strip()
+    except OSError:
+        git = ""
+    environment = {
+        "glmix": __version__,
+        "git": git,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "lightning": pl.__version__,
+        "machine": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+    (out / "environment.json").write_text(json.dumps(environment, indent=1))
 
 
 def report(task: "Classifier", out: Path) -> None:

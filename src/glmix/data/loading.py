@@ -1,4 +1,4 @@
-"""From labelled files to batches: seeded per (seed, epoch, index), so a run can be cut anywhere and repeated."""
+"""From labelled files to batches: seeded per (seed, epoch, index), so a run can be cut anywhere and repeated exactly."""
 
 import random
 from collections.abc import Iterator
@@ -64,7 +64,7 @@ def seeded(*key: int) -> Iterator[None]:
 
 
 class Prepared(Dataset):
-    """Images through a transform. Asked with (epoch, index); randomness depends on (seed, epoch, index) alone.
+    """Images through a transform. Asked with (epoch, index, repeat); randomness depends on these and the seed alone.
 
     In training an unusable image is replaced by the next usable one; in evaluation it is left out. Both are reported.
     """
@@ -75,10 +75,10 @@ class Prepared(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor | None, int, list[str]]:
-        epoch, index = key
+    def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor | None, int, list[str]]:
+        epoch, index, repeat = key
         skipped: list[str] = []
-        with seeded(self.seed, epoch, index):
+        with seeded(self.seed, epoch, index, repeat):
             for _ in range(len(self) if self.replace_bad else 1):
                 try:
                     return self.transform(self.images.read(index)), self.images.labels[index], skipped
@@ -98,24 +98,52 @@ def collate(samples: list[tuple[Tensor | None, int, list[str]]]) -> Batch:
 
 
 class EpochOrder(Sampler):
-    """(epoch, index) pairs, in an order fixed by (seed, epoch), for one of `replicas` processes."""
+    """(epoch, index, repeat) keys, in an order fixed by (seed, epoch), for one of `replicas` processes.
 
-    def __init__(self, length: int, shuffle: bool, seed: int = 0, rank: int = 0, replicas: int = 1) -> None:
-        self.length, self.shuffle, self.seed, self.rank, self.replicas = length, shuffle, seed, rank, replicas
-        self.epoch = 0
+    Processes take whole batches of `block` keys in turn, so several processes see the same micro-batches as one that
+    accumulates their gradients. When shuffled, what does not fill a batch for every process is left out of the epoch.
+    `repeats` above 1 is repeated augmentation (Hoffer et al., 2020): every image comes that often, with other
+    randomness, and the epoch is cut to its usual length.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        shuffle: bool,
+        seed: int = 0,
+        rank: int = 0,
+        replicas: int = 1,
+        repeats: int = 1,
+        block: int = 1,
+    ) -> None:
+        self.length, self.shuffle, self.seed, self.rank = length, shuffle, seed, rank
+        self.replicas, self.repeats, self.block = replicas, repeats, block
+        self.epoch = self.skip = 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def __len__(self) -> int:
-        return -(-self.length // self.replicas) if self.shuffle else len(range(self.rank, self.length, self.replicas))
+    def resume_at(self, epoch: int, skip: int) -> None:
+        """Go on within `epoch`, the first `skip` keys of this process left out once."""
+        self.epoch, self.skip = epoch, skip
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.arange(self.length)
+    def __len__(self) -> int:
+        if self.shuffle:
+            return self.length // (self.block * self.replicas) * self.block
+        return len(range(self.rank, self.length, self.replicas))
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
         if self.shuffle:
             order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
-            order = np.resize(order, len(self) * self.replicas)
-        return iter([(self.epoch, int(i)) for i in order[self.rank :: self.replicas]])
+            keys = np.stack([np.repeat(order, self.repeats), np.tile(np.arange(self.repeats), self.length)], 1)
+            keys = (
+                keys[: len(self) * self.replicas].reshape(-1, self.replicas, self.block, 2)[:, self.rank].reshape(-1, 2)
+            )
+        else:
+            order = np.arange(self.rank, self.length, self.replicas)
+            keys = np.stack([order, np.zeros_like(order)], 1)
+        skip, self.skip = self.skip, 0
+        return iter([(self.epoch, index, repeat) for index, repeat in keys[skip:].tolist()])
 
 
 def make_loader(

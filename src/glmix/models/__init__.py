@@ -57,6 +57,25 @@ def create_model(name: str, checkpoint: str | Path | None = None, **arguments: A
     return model
 
 
+def load_body(model: GLNet, checkpoint: str | Path) -> None:
+    """Put a checkpoint's weights into `model`, to train on from there; a classifier of other classes stays as drawn.
+
+    Args:
+        checkpoint: run folder, file (ours or a released one) or model name.
+
+    Raises:
+        UserError: unreadable, or of another architecture.
+    """
+    named = str(checkpoint).split(".")[0] in MODEL_NAMES and not Path(checkpoint).exists()
+    path = find_weights(timm.get_pretrained_cfg(str(checkpoint))) if named else checkpoint
+    try:
+        state_dict = fit_state_dict(read_checkpoint(path).state_dict, model)
+    except UserError as error:
+        raise UserError(f"{checkpoint}: {error}") from error
+    own = model.state_dict()
+    model.load_state_dict(own | {k: v for k, v in state_dict.items() if v.shape == own[k].shape})
+
+
 def load(source: str | Path) -> tuple[GLNet, Checkpoint]:
     """The model of a run folder, a file (ours or a released one) or a model name, ready for inference.
 

@@ -1,6 +1,6 @@
 """Classification: the Lightning module, and what surrounds it in a run."""
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +13,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from glmix.data.loading import Batch, seeded
+from glmix.data.loading import Batch, EpochOrder, seeded
 from glmix.errors import UserError
 from glmix.models import GLNet
 from glmix.models.slot_maps import slot_maps
@@ -21,6 +21,7 @@ from glmix.models.weights import Checkpoint, write_checkpoint
 from glmix.options import TrainOptions
 from glmix.tasks.evaluation import Scores
 from glmix.tasks.optim import cosine, parameter_groups
+from glmix.tasks.resuming import position
 
 
 class Classifier(pl.LightningModule):
@@ -29,15 +30,36 @@ class Classifier(pl.LightningModule):
     Args:
         model: returns logits (B, classes).
         options: of the run.
+        lr: peak learning rate, scaled to the real batch.
         steps_per_epoch: optimiser steps.
+        order: of the training images; told where to go on when the run is resumed.
         describe: checkpoint without tensors: what `write_checkpoint` puts beside the weights.
     """
 
-    def __init__(self, model: GLNet, options: TrainOptions, steps_per_epoch: int, describe: Checkpoint) -> None:
+    def __init__(
+        self,
+        model: GLNet,
+        options: TrainOptions,
+        lr: float,
+        steps_per_epoch: int,
+        order: EpochOrder,
+        describe: Checkpoint,
+    ) -> None:
         super().__init__()
         self.model = model
-        self.ema = ModelEmaV3(model, options.ema, use_warmup=True, warmup_power=3 / 4) if options.ema else None
-        self.options, self.steps_per_epoch, self.describe = options, steps_per_epoch, describe
+        average = {"use_warmup": options.ema_warmup, "warmup_power": 3 / 4}
+        self.ema = ModelEmaV3(model, options.ema, **average) if options.ema else None
+        if self.ema is not None:
+            self.ema.requires_grad_(False)  # it never gets gradients, and DDP must not wait for them
+        if options.compile:
+            model.compile()
+        self.options, self.lr, self.steps_per_epoch, self.order, self.describe = (
+            options,
+            lr,
+            steps_per_epoch,
+            order,
+            describe,
+        )
         classes = len(describe.classes)
         mix = options.mixup > 0 or options.cutmix > 0
         self.mix = (
@@ -53,6 +75,7 @@ class Classifier(pl.LightningModule):
         )
         self.scores = Scores(classes)
         self.best = -1.0
+        self.validated_epoch = -1
         self.skipped: set[str] = set()
         self.slot_health: dict[str, float] = {}
 
@@ -63,7 +86,7 @@ class Classifier(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         o = self.options
-        optimizer = torch.optim.AdamW(parameter_groups(self.model, o.weight_decay), lr=o.lr)
+        optimizer = torch.optim.AdamW(parameter_groups(self.model, o.weight_decay, o.layer_decay), lr=self.lr)
         scheduler = cosine(optimizer, o.epochs, self.steps_per_epoch, o.warmup_epochs, o.min_lr)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -83,7 +106,7 @@ class Classifier(pl.LightningModule):
             return None
         images, labels = batch.images, batch.labels
         # everything random in a step hangs on the seed and the step alone, so a cut run repeats it
-        with seeded(self.options.seed, 1 + self.global_rank, self.current_epoch, batch_idx):
+        with seeded(self.options.seed, self.current_epoch, batch_idx * self.trainer.world_size + self.global_rank):
             if images.shape[-1] != self.size_now():
                 images = F.interpolate(images, size=(self.size_now(),) * 2, mode="bilinear", antialias=True)
             if self.mix is not None and len(labels) % 2 == 0:
@@ -91,8 +114,7 @@ class Classifier(pl.LightningModule):
             else:
                 targets = F.one_hot(labels, len(self.describe.classes)).float()
                 targets = targets * (1 - self.options.label_smoothing) + self.options.label_smoothing / targets.shape[1]
-            # on a CPU the fused attention kernel is slower to train through than its plain form (-15 to -25 %)
-            with sdpa_kernel(SDPBackend.MATH) if images.device.type == "cpu" else nullcontext():
+            with self.attention_kernel():
                 logits = self.model(images.contiguous(memory_format=torch.channels_last))
         loss = F.cross_entropy(logits.float(), targets)
         if not torch.isfinite(loss):
@@ -101,12 +123,21 @@ class Classifier(pl.LightningModule):
                 f"the last good checkpoint is kept in {self.options.out}; lower --lr, or --precision fp32"
             )
         self.skipped.update(batch.skipped)
-        self.log("train_loss", loss.detach(), on_step=True, on_epoch=True, batch_size=len(labels), prog_bar=True)
+        self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True)
         return loss
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        if self.ema is not None:
-            self.ema.update(self.model, step=self.global_step)
+    def attention_kernel(self) -> AbstractContextManager:
+        """On a CPU the plain form of attention, which trains 15 to 25 % faster than the fused kernel."""
+        return sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else nullcontext()
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        with self.attention_kernel():  # gradient checkpointing runs blocks again here
+            super().backward(loss, *args, **kwargs)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:  # here, not after the batch: a resume point must hold the step's average too
+            self.ema.update(self.model, step=self.global_step + 1)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.skipped.update(batch.skipped)
@@ -131,6 +162,7 @@ class Classifier(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         values = {f"val_{name}": value for name, value in self.scores.compute().items()}
         self.scores.reset()
+        self.validated_epoch = self.current_epoch
         self.log_dict(values, prog_bar=True)
         self.log_dict(self.slot_health)
         if self.trainer.sanity_checking or not self.trainer.is_global_zero:
@@ -147,3 +179,5 @@ class Classifier(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.best = checkpoint["best"]
+        epoch, batches = position(checkpoint, self.steps_per_epoch * self.options.accumulate)
+        self.order.resume_at(epoch, batches * self.options.batch_size)

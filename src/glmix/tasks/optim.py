@@ -2,27 +2,36 @@
 
 from typing import Any
 
+from timm.models import group_parameters
 from timm.scheduler import create_scheduler_v2
-from torch import nn
-
-from glmix.models import GLNet
 from torch.optim import Optimizer
 
+from glmix.models import GLNet
 
-def parameter_groups(model: GLNet, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: decayed, and not (biases, 1-D parameters, LayerScale, and what the model names itself).
 
-    The 0-d slot scale is decayed, as in the reference, unless the model names it in `no_weight_decay` (pico and nano
-    start it high and must keep it). timm's rule, which exempts everything below 2-D, would do the opposite.
+def parameter_groups(model: GLNet, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+    """Groups by weight decay, and by depth where `layer_decay` is below 1 (`lr_scale`, which timm's schedules apply).
+
+    Not decayed: biases, 1-D parameters, LayerScale, and what the model names in `no_weight_decay`. The 0-d slot scale
+    is decayed, as in the reference, unless the model names it (pico and nano start it high and must keep it); timm's
+    own rule, which exempts everything below 2-D, would do the opposite.
     """
     spared = model.no_weight_decay()
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+    layers = group_parameters(model, model.group_matcher(), reverse=True)
+    deepest = max(layers.values())
+    groups: dict[tuple[bool, int], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            keep = parameter.ndim == 1 or name.endswith((".bias", ".gamma")) or name in spared
-            (kept if keep else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+        if not parameter.requires_grad:
+            continue
+        kept = parameter.ndim == 1 or name.endswith((".bias", ".gamma")) or name in spared
+        layer = deepest if layer_decay == 1 else layers[name]
+        fresh = {
+            "params": [],
+            "weight_decay": 0.0 if kept else weight_decay,
+            "lr_scale": layer_decay ** (deepest - layer),
+        }
+        groups.setdefault((kept, layer), fresh)["params"].append(parameter)
+    return list(groups.values())
 
 
 def cosine(optimizer: Optimizer, epochs: int, steps_per_epoch: int, warmup_epochs: int, min_lr: float) -> Any:

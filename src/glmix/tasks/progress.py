@@ -1,68 +1,121 @@
-"""What a run shows: a line per epoch, curves at the end."""
+"""What a run shows: a line and a row per epoch, curves at the end."""
 
 import csv
+import resource
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from matplotlib.figure import Figure
 
 
-class EpochLines(pl.Callback):
-    """One line per epoch: loss, accuracy, speed, time left. Also readable in a file, where a bar is not."""
+class EpochRows(pl.Callback):
+    """A line on the terminal and a row of metrics.csv per epoch: losses, accuracy, speed, wait for data, memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "metrics.csv"
+        self.started = self.batch_ended = self.waited = 0.0
+        self.batches = 0
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.on_train_epoch_start(trainer, module)  # a run resumed within an epoch has no start of its own
+        if trainer.is_global_zero:  # rows of epochs that are now run again
+            write_rows(self.path, [row for row in read_rows(self.path) if int(row["epoch"]) <= trainer.current_epoch])
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.started = time.monotonic()
+        self.started = self.batch_ended = time.monotonic()
+        self.waited, self.batches = 0.0, 0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        self.waited += time.monotonic() - self.batch_ended
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.batch_ended = time.monotonic()
+        self.batches += 1
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
+        metrics = trainer.callback_metrics  # on every process: asking for them gathers them
         if not trainer.is_global_zero:
             return
-        seconds = time.monotonic() - self.started
-        batches = int(trainer.num_training_batches)
-        speed = batches * module.options.batch_size * trainer.world_size / seconds
-        left = int(seconds * (int(trainer.max_epochs or 0) - trainer.current_epoch - 1))
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
-        parts = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"]
-        parts += [f"loss {metrics['train_loss_epoch']:.3f}"] if "train_loss_epoch" in metrics else []
-        parts += [f"val top-1 {metrics['val_top1']:.1f} %"] if "val_top1" in metrics else []
-        parts += [f"{speed:.0f} images/s", f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"]
-        print("  ".join(parts), file=sys.stderr, flush=True)
+        epoch, epochs = trainer.current_epoch + 1, int(trainer.max_epochs or 0)
+        training = max(self.batch_ended - self.started, 1e-9)
+        row = {"epoch": epoch} | {k: round(float(v), 6) for k, v in metrics.items() if not k.endswith("_step")}
+        if trainer.current_epoch != module.validated_epoch:  # the trainer remembers values of earlier epochs
+            row = {k: v for k, v in row.items() if not k.startswith(("val_", "slots/"))}
+        row["lr"] = float(f"{trainer.optimizers[0].param_groups[-1]['lr']:.4g}")
+        row["images_per_second"] = round(self.batches * module.options.batch_size * trainer.world_size / training, 1)
+        row["data_wait_percent"] = round(100 * self.waited / training, 1)
+        row["memory_gb"] = round(memory_in_use(), 2)
+        write_rows(self.path, [*read_rows(self.path), row])
+        seconds = int((time.monotonic() - self.started) * (epochs - epoch))
+        accuracy = f"val top-1 {row['val_top1']:.1f} %" if "val_top1" in row else ""
+        parts = (
+            f"epoch {epoch}/{epochs}",
+            f"loss {row.get('train_loss', float('nan')):.3f}",
+            accuracy,
+            f"{row['images_per_second']:.0f} images/s",
+            f"{row['data_wait_percent']:.0f} % waiting for data",
+            f"{row['memory_gb']:.1f} GB",
+            f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left",
+        )
+        print("  ".join(p for p in parts if p), file=sys.stderr, flush=True)
 
 
-def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """Curves of a run's metrics.csv: name to (epoch from 1, value), the last value of each epoch."""
-    curves: dict[str, dict[int, float]] = {}
+def memory_in_use() -> float:
+    """Largest memory so far in GB: of the GPU if there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of metrics.csv, empty cells left out; none if there is no file."""
+    if not path.exists():
+        return []
     with open(path, newline="") as file:
-        for row in csv.DictReader(file):
-            for name, value in row.items():
-                if value and name not in ("epoch", "step"):
-                    curves.setdefault(name, {})[int(row["epoch"]) + 1] = float(value)
-    return {name: sorted(points.items()) for name, points in curves.items()}
+        return [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
 
 
-def plot_curves(metrics: Path, picture: Path) -> None:
-    """Loss, accuracy and slot entropy over the epochs, from metrics.csv to a PNG."""
-    curves = read_metrics(metrics)
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write metrics.csv whole, so that a new column (a first validation) finds its place."""
+    if not rows:
+        return
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    beside = path.with_name(f".{path.name}.part")
+    with open(beside, "w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    beside.replace(path)
+
+
+def plot_curves(rows: list[dict[str, Any]], picture: Path) -> None:
+    """Loss, accuracy and slot entropy over the epochs, from rows of metrics.csv to a PNG."""
+    curves: dict[str, tuple[list[int], list[float]]] = {}
+    for row in rows:
+        for name, value in row.items():
+            epochs, values = curves.setdefault(name, ([], []))
+            epochs.append(int(row["epoch"]))
+            values.append(float(value))
     figure = Figure(figsize=(12, 3.4), dpi=120, layout="constrained")
     losses, accuracy, slots = figure.subplots(1, 3)
-    for axis, names, title in (
-        (losses, ("train_loss_epoch", "val_loss"), "loss"),
-        (accuracy, ("val_top1", "val_top5"), "validation accuracy, %"),
-    ):
-        for name in names:
-            if name in curves:
-                axis.plot(*zip(*curves[name], strict=True), marker=".", label=name)
-        axis.set_title(title)
-        axis.legend()
-    for name, points in curves.items():
-        if name.endswith("assignment_entropy"):
-            slots.plot(*zip(*points, strict=True), marker=".", label=name.split("/")[1].removeprefix("stages."))
+    losses.set_title("loss")
+    accuracy.set_title("validation accuracy, %")
     slots.set_title("assignment entropy per block (1: idle slots)")
     slots.set_ylim(0, 1.02)
-    slots.legend(fontsize=7)
+    for name, points in curves.items():
+        if name in ("train_loss", "val_loss"):
+            losses.plot(*points, marker=".", label=name)
+        elif name in ("val_top1", "val_top5"):
+            accuracy.plot(*points, marker=".", label=name)
+        elif name.endswith("assignment_entropy"):
+            slots.plot(*points, marker=".", label=name.split("/")[1].removeprefix("stages."))
     for axis in (losses, accuracy, slots):
         axis.set_xlabel("epoch")
         axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend(fontsize=7)
     figure.savefig(picture)
