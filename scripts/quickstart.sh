@@ -5,7 +5,7 @@ out=quickstart
 rm -rf "$out"
 
 echo "1. Training a small GLNet on generated scenes (textured shapes on textured grounds)"
-glmix train --config recipes/scenes.yaml --out "$out/run"
+glmix train --config recipes/small/scenes.yaml --out "$out/run"
 
 echo; echo "2. Evaluating it"
 glmix eval --checkpoint "$out/run" --data scenes

@@ -31,7 +31,15 @@ def mistake(capsys: pytest.CaptureFixture, *arguments: object) -> str:
 
 
 def test_run_folder_is_complete(run: Path):
-    for name in ("best.safetensors", "last.safetensors", "resume.ckpt", "config.yaml", "metrics.csv", "curves.png"):
+    for name in (
+        "best.safetensors",
+        "last.safetensors",
+        "resume.ckpt",
+        "config.yaml",
+        "metrics.csv",
+        "curves.png",
+        "report.html",
+    ):
         assert (run / name).stat().st_size > 0, name
     assert list((run / "tensorboard").glob("events*"))
     assert yaml.safe_load((run / "config.yaml").read_text())["seed"] == 3
@@ -60,7 +68,9 @@ def test_predict_names_what_it_sees(run: Path, photos: Path, capsys: pytest.Capt
 
 def test_explain_writes_a_picture(run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     image = next((photos / "val").rglob("*.png"))
-    out = output(capsys, "explain", "--checkpoint", run, image, "--out", tmp_path / "slots", "--block", 0, "--image_size=64")
+    out = output(
+        capsys, "explain", "--checkpoint", run, image, "--out", tmp_path / "slots", "--block", 0, "--image_size=64"
+    )
     with Image.open(out.strip()) as picture:
         assert min(picture.size) > 300
 
@@ -131,13 +141,18 @@ def test_a_bad_image_never_ends_a_run(photos: Path, tmp_path: Path, capsys: pyte
         (["eval", "--checkpoint", "{run}", "--data", "{tmp}/others"], "not among the model's 2 classes"),
         (["eval", "--checkpoint", "{run}", "--data", "{tmp}/others", "--image-size", "8"], "below 32"),
         (["predict", "--checkpoint", "{run}", "{tmp}/none.jpg"], "none of the images"),
-        (["explain", "--checkpoint", "{run}", "--block", "99", "--out", "{tmp}/x", "{tmp}/none.jpg"], "no GLMix block 99"),
+        (
+            ["explain", "--checkpoint", "{run}", "--block", "99", "--out", "{tmp}/x", "{tmp}/none.jpg"],
+            "no GLMix block 99",
+        ),
         (["convert", "{run}", "{tmp}/x.pth"], "must end in .safetensors"),
         (["scenes", "--out", "{tmp}/x", "--count", "0"], "at least 1 scene"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )
-def test_mistakes(arguments: list[str], says: str, run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_mistakes(
+    arguments: list[str], says: str, run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
     (tmp_path / "bad.yaml").write_text("epoch: 3\n")
     (tmp_path / "half.safetensors").write_bytes((run / "best.safetensors").read_bytes()[:5000])
     for name in ("cat", "dog"):
@@ -148,5 +163,7 @@ def test_mistakes(arguments: list[str], says: str, run: Path, photos: Path, tmp_
 
 def test_the_installed_command_shows_help():
     command = Path(sys.executable).with_name("glmix")
-    shown = subprocess.run([command, "train", "--help"], capture_output=True, text=True, env=os.environ | {"COLUMNS": "100"})
+    shown = subprocess.run(
+        [command, "train", "--help"], capture_output=True, text=True, env=os.environ | {"COLUMNS": "100"}
+    )
     assert shown.returncode == 0 and "--batch_size" in shown.stdout and "Traceback" not in shown.stderr

@@ -102,10 +102,10 @@ def test_useless_folders_say_why(photos: Path, tmp_path: Path):
         load_split(tmp_path / "none", "train")
     with pytest.raises(UserError, match="no images"):
         load_split(tmp_path, "train")
+    one = tmp_path / "one"
+    (one / "train").mkdir(parents=True)
+    (one / "train" / "red").symlink_to(photos / "train" / "red_thing")
     with pytest.raises(UserError, match="single class"):
-        one = tmp_path / "one"
-        (one / "train").mkdir(parents=True)
-        (one / "train" / "red").symlink_to(photos / "train" / "red_thing")
         load_split(one, "train")
     (tmp_path / "x.tar").write_text("no tar")
     with pytest.raises(UserError, match="neither a folder nor an uncompressed tar"):

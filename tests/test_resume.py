@@ -48,7 +48,7 @@ def undisturbed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-class Cut(Exception):
+class Cut(Exception):  # noqa: N818  (no error of the program)
     """Stands for a power cut."""
 
 
@@ -172,6 +172,28 @@ def test_sigterm_stops_after_the_step_and_resumes(photos: Path, undisturbed: Pat
     if process.returncode:
         assert "--resume goes on" in errors and "Traceback" not in errors
         assert train(photos, out, "--resume") == 0
+    assert_same(undisturbed, out)
+
+
+def test_preempted_slurm_job_is_requeued_and_goes_on(photos: Path, undisturbed: Path, tmp_path: Path, monkeypatch):
+    """With a stand-in for the scheduler: `scontrol` writes down what it is asked."""
+    out, asked = tmp_path / "run", tmp_path / "asked"
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $* >> {asked}\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    job = {"JOB_ID": "77", "JOB_NAME": "glnet", "NTASKS": "1", "NTASKS_PER_NODE": "1", "NNODES": "1"}
+    job |= {"PROCID": "0", "LOCALID": "0", "NODEID": "0", "NODELIST": "localhost", "JOB_NODELIST": "localhost"}
+    for name, value in job.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    process = start(photos, out)
+    wait_for((out / "resume.ckpt").exists, process)
+    process.send_signal(signal.SIGUSR1)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2, errors
+    assert asked.read_text().split() == ["requeue", "77"]
+    again = start(photos, out, "--resume")
+    _, errors = again.communicate(timeout=120)
+    assert again.returncode == 0, errors
     assert_same(undisturbed, out)
 
 

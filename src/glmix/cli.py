@@ -20,6 +20,7 @@ COMMANDS = {
     "eval": "accuracy of a model on labelled images",
     "predict": "what a model sees in images",
     "explain": "pictures of the slots",
+    "label-tokens": "dense labels of training images, by a teacher",
     "models": "the variants, their size and published accuracy",
     "convert": "a released .pth file to safetensors",
     "scenes": "write generated scenes with labels, boxes and masks",
@@ -64,9 +65,9 @@ def normalize(arguments: list[str], options: dict[str, Any]) -> list[str]:
     return result
 
 
-def run(command: str, arguments: list[str]) -> None:
-    """Parse the options of `command` and call its function."""
-    function = getattr(importlib.import_module(f"glmix.commands.{command}"), command)
+def parse(command: str, arguments: list[str]) -> tuple[Any, Any]:
+    """The function of `command`, and its options: a dataclass where it takes one, else a dictionary."""
+    function = getattr(importlib.import_module(f"glmix.commands.{module_of(command)}"), module_of(command))
     options, schema = options_of(function)
     parser = Parser(prog=f"glmix {command}", description=(function.__doc__ or "").split("\n\n")[0])
     positional = [name for name in options if name in POSITIONAL]
@@ -80,15 +81,28 @@ def run(command: str, arguments: list[str]) -> None:
     given = parser.parse_args(normalize(arguments, options)).as_dict()
     given.pop("config", None)
     try:
-        values = schema(**given) if schema is not None else None
+        return function, given if schema is None else schema(**given)
     except ValueError as error:
         raise UserError(str(error)) from error
-    function(values) if schema is not None else function(**given)
+
+
+def module_of(command: str) -> str:
+    """Name of the module and function of a command."""
+    return command.replace("-", "_")
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """Parse the options of `command` and call its function."""
+    function, options = parse(command, arguments)
+    if isinstance(options, dict):
+        function(**options)
+    else:
+        function(options)
 
 
 def usage() -> str:
     """The table of commands."""
-    lines = [f"  {name:<10}{text}" for name, text in COMMANDS.items()]
+    lines = [f"  {name:<14}{text}" for name, text in COMMANDS.items()]
     return "\n".join(
         ["usage: glmix COMMAND [options]", "", *lines, "", "glmix COMMAND --help shows the options of a command."]
     )

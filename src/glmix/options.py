@@ -40,6 +40,8 @@ class TrainOptions:
         cutmix: alpha of cutmix; 0 for none.
         mix_prob: probability that a batch is mixed.
         label_smoothing: share of the label spread over all classes.
+        token_labels: folder that `glmix label-tokens` wrote, for models with the head for them; '' for none.
+        dense_weight: factor on the loss of all places, with token labels.
         drop_path: largest rate of stochastic depth.
         ema: decay of the moving average of the weights; 0 for none.
         ema_warmup: let the decay grow to `ema`; long runs do without.
@@ -89,6 +91,8 @@ class TrainOptions:
     cutmix: float = 1.0
     mix_prob: float = 0.5
     label_smoothing: float = 0.1
+    token_labels: str = ""
+    dense_weight: float = 0.5
     drop_path: float = 0.05
     ema: float = 0.999
     ema_warmup: bool = True

@@ -7,15 +7,16 @@ from glmix.models import load
 from glmix.models.weights import write_checkpoint
 
 
-def convert(source: str, target: str) -> None:
+def convert(source: str, target: str, half: bool = False) -> None:
     """A released `.pth` file (or any checkpoint) as a safetensors file of ours.
 
     Args:
         source: run folder, file (ours or a released one) or model name.
         target: the safetensors file to write.
+        half: write float16, half the size.
     """
     if Path(target).suffix != ".safetensors":
         raise UserError(f"{target}: the name of the new file must end in .safetensors")
     model, checkpoint = load(source)
-    checkpoint.state_dict = model.state_dict()
+    checkpoint.state_dict = (model.half() if half else model).state_dict()
     print(f"{write_checkpoint(target, checkpoint)}: {checkpoint.model}, {len(checkpoint.classes)} classes")

@@ -7,14 +7,15 @@ from PIL import Image
 
 from glmix.commands.common import load_for_images, prepare_images
 from glmix.errors import UserError
+from glmix.models import SHIPPED
 from glmix.models.slot_maps import slot_maps
 from glmix.tasks.explain import plot_slots
 
 
 def explain(
     images: list[str],
-    checkpoint: str,
     out: str,
+    checkpoint: str = SHIPPED,
     block: int = -1,
     slots: int = 4,
     image_size: int = 0,
@@ -24,8 +25,8 @@ def explain(
 
     Args:
         images: image files.
-        checkpoint: run folder, file (ours or a released one) or model name.
         out: folder for the pictures.
+        checkpoint: run folder, file (ours or a released one) or model name; left out, the weights that ship.
         block: which GLMix block, counted from 0; -1 for the last.
         slots: number of representative slots.
         image_size: side of the images; 0 for that of the checkpoint.

@@ -6,15 +6,18 @@ import torch
 
 from glmix.commands.common import load_for_images, pick_device, prepare_images
 from glmix.errors import UserError
+from glmix.models import SHIPPED
 
 
 @torch.inference_mode()
-def predict(images: list[str], checkpoint: str, top: int = 3, image_size: int = 0, json: bool = False) -> None:
+def predict(
+    images: list[str], checkpoint: str = SHIPPED, top: int = 3, image_size: int = 0, json: bool = False
+) -> None:
     """What a model sees in images.
 
     Args:
         images: image files.
-        checkpoint: run folder, file (ours or a released one) or model name.
+        checkpoint: run folder, file (ours or a released one) or model name; left out, the weights that ship.
         top: classes to name per image.
         image_size: side of the images; 0 for that of the checkpoint.
         json: print one JSON object per image instead of sentences.

@@ -1,12 +1,14 @@
 """`glmix train`."""
 
 import json
+import logging
 import os
 import platform
 import shlex
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,9 @@ import yaml
 
 from glmix import __version__
 from glmix.commands.common import default_workers
-from glmix.data.loading import EpochOrder, Prepared, make_loader
+from glmix.data.loading import Batch, EpochOrder, Prepared, collate, make_loader
 from glmix.data.sources import open_split
+from glmix.data.token_labels import TokenTransform, collate_tokens, open_token_labels, prepare_tokens
 from glmix.data.transforms import evaluation_transform, training_transform
 from glmix.errors import UserError, needs
 from glmix.models import GLNet, check_name, config_of, create_model, load_body
@@ -30,10 +33,12 @@ with needs("train"):
     import lightning.pytorch as pl
     from lightning.pytorch.callbacks import TQDMProgressBar
     from lightning.pytorch.loggers import TensorBoardLogger
+    from lightning.pytorch.plugins.environments import SLURMEnvironment
 
     from glmix.tasks.classification import Classifier
-    from glmix.tasks.progress import EpochRows, plot_curves, read_rows
+    from glmix.tasks.progress import EpochRows, write_report
     from glmix.tasks.resuming import ResumePoints, SafeCheckpointIO, find_resume_point
+    from glmix.tasks.token_labeling import TokenLabeler, token_grid
 
 
 def train(options: TrainOptions) -> None:
@@ -48,6 +53,7 @@ def train(options: TrainOptions) -> None:
         raise UserError(f"{out}: nothing to resume; leave out --resume to start the run")
     if not options.resume and resume_from is not None:
         raise UserError(f"{out}: a run is there already; go on with it by --resume, or choose another --out")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     pl.seed_everything(options.seed, verbose=False)
     trainer = make_trainer(options)
     task, loaders = prepare(options, trainer.global_rank, trainer.world_size)
@@ -60,7 +66,7 @@ def train(options: TrainOptions) -> None:
     except SystemExit as error:
         raise UserError(f"{out}: stopped; the same command with --resume goes on") from error
     if trainer.is_global_zero:
-        plot_curves(read_rows(out / "metrics.csv"), out / "curves.png")
+        write_report(out)
         report(task, out)
 
 
@@ -96,12 +102,21 @@ def prepare(options: TrainOptions, rank: int = 0, world_size: int = 1) -> tuple[
     side = options.eval_size or options.image_size
     image = {"input_size": (model.in_chans, side, side), "crop_pct": options.eval_crop}
     image |= {k: cfg[k] for k in ("mean", "std", "interpolation")}
-    training = Prepared(images["train"], training_transform(options, image), options.seed, replace_bad=True)
+    kind: type[Classifier] = Classifier
+    gather: Callable[[list[Any]], Batch] = collate
+    if options.token_labels:
+        kind, gather = TokenLabeler, collate_tokens
+        tokens = open_token_labels(options.token_labels, images["train"])
+        grid = token_grid(model, options.image_size)
+        transform = TokenTransform(options, image, grid, len(classes))
+        training = prepare_tokens(images["train"], tokens, transform, options.seed)
+    else:
+        training = Prepared(images["train"], training_transform(options, image), options.seed, replace_bad=True)
     validation = Prepared(images["val"], evaluation_transform(image))
     workers = default_workers() if options.workers < 0 else options.workers
     order = EpochOrder(len(training), True, options.seed, rank, world_size, options.repeats, options.batch_size)
     val_order = EpochOrder(len(validation), False, 0, rank, world_size)
-    train_loader = make_loader(training, order, options.batch_size, workers, drop_last=True)
+    train_loader = make_loader(training, order, options.batch_size, workers, drop_last=True, gather=gather)
     val_loader = make_loader(validation, val_order, options.batch_size, workers)
     batches = min(len(train_loader), options.limit_train_batches or len(train_loader))
     lr = options.lr * (global_batch / options.lr_batch if options.lr_batch else 1)
@@ -109,7 +124,7 @@ def prepare(options: TrainOptions, rank: int = 0, world_size: int = 1) -> tuple[
         print(f"lr {options.lr:g} for a batch of {options.lr_batch} becomes {lr:g} for {global_batch}", file=sys.stderr)
     info = {"command": shlex.join(["glmix", *sys.argv[1:]]), "batch_size": options.batch_size}
     describe = Checkpoint({}, options.model, options.model_args, classes, images["train"].names, image, info)
-    task = Classifier(model, options, lr, max(1, batches // options.accumulate), order, describe)
+    task = kind(model, options, lr, max(1, batches // options.accumulate), order, describe)
     return task, (train_loader, val_loader)
 
 
@@ -147,7 +162,7 @@ def make_trainer(options: TrainOptions) -> "pl.Trainer":
             EpochRows(out),
             *([TQDMProgressBar()] if interactive else []),
         ],
-        plugins=[SafeCheckpointIO()],
+        plugins=[SafeCheckpointIO(), *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [])],
         enable_progress_bar=interactive,
         num_sanity_val_steps=0,
         enable_model_summary=False,

@@ -1,7 +1,7 @@
 """From labelled files to batches: seeded per (seed, epoch, index), so a run can be cut anywhere and repeated exactly."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -147,7 +147,12 @@ class EpochOrder(Sampler):
 
 
 def make_loader(
-    dataset: Prepared, order: EpochOrder, batch_size: int, workers: int, drop_last: bool = False
+    dataset: Prepared,
+    order: EpochOrder,
+    batch_size: int,
+    workers: int,
+    drop_last: bool = False,
+    gather: Callable[[list[Any]], Batch] = collate,
 ) -> DataLoader:
     """Batches of `dataset` in `order`."""
     return DataLoader(
@@ -155,7 +160,7 @@ def make_loader(
         batch_size,
         sampler=order,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=gather,
         drop_last=drop_last,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,

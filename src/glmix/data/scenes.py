@@ -1,10 +1,11 @@
-"""Scenes drawn from a seed: textured objects on textured backgrounds, with labels, boxes and masks exact by construction.
+"""Scenes drawn from a seed: textured objects on textured backgrounds, with exact labels, boxes and masks.
 
-The data set that needs no download. What an object is shows in its outline alone: textures, colours and the painted area
-of an object are drawn alike for every class, so counting colours tells nothing.
+The data set that needs no download. What an object is shows in its outline alone: textures, colours and the painted
+area of an object are drawn alike for every class, so counting colours tells nothing.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,22 +19,9 @@ MAIN = 0.28, 0.42  # root of an object's area, in sides of the image
 SMALL = 0.11, 0.16
 OFFSET = 0.1  # how far from the middle the main object's centre can be, in sides, along each axis
 STRETCH = 0.15  # largest |log| of the stretch along one axis; the other shrinks by as much
-CONTRAST = 0.45  # least distance of an object's colours from those around it, in RGB of 0..1
-GRAIN = 0.015
+CONTRAST = 0.48  # least distance of an object's colours from those around it, in RGB of 0..1
+GRAIN = 0.012
 SPLITS = {"train": (0, 4000), "val": (1, 800)}  # seed, number of scenes
-
-
-def _crescent(x: ndarray, y: ndarray) -> ndarray:
-    return np.maximum(np.hypot(x - 0.25, y) - 1, 0.8 - np.hypot(x - 0.8, y))
-
-
-def _cross(x: ndarray, y: ndarray) -> ndarray:
-    x, y = np.abs(x), np.abs(y)
-    return np.maximum(np.maximum(x, y) - 1, np.minimum(x, y) - 0.3)
-
-
-def _disc(x: ndarray, y: ndarray) -> ndarray:
-    return np.hypot(x, y) - 1
 
 
 def _heart(x: ndarray, y: ndarray) -> ndarray:
@@ -41,14 +29,6 @@ def _heart(x: ndarray, y: ndarray) -> ndarray:
     x, y = x + 0.25, y + 0.25
     lobes = np.minimum(np.hypot(x - 0.6, y), np.hypot(x, y - 0.6))
     return np.minimum(np.maximum(np.abs(x), np.abs(y)), lobes) - 0.6
-
-
-def _ring(x: ndarray, y: ndarray) -> ndarray:
-    return np.abs(np.hypot(x, y) - 0.77) - 0.23
-
-
-def _square(x: ndarray, y: ndarray) -> ndarray:
-    return np.maximum(np.abs(x), np.abs(y)) - 1
 
 
 def _star(x: ndarray, y: ndarray) -> ndarray:
@@ -60,20 +40,16 @@ def _star(x: ndarray, y: ndarray) -> ndarray:
     return (radius * np.cos(angle) - 1) * normal.real + radius * np.sin(angle) * normal.imag
 
 
-def _triangle(x: ndarray, y: ndarray) -> ndarray:
-    return np.maximum(-0.5 * x + np.sqrt(0.75) * np.abs(y), x) - 0.5
-
-
-# Signed distance from the outline, negative inside; in order of name, as class folders are.
-SHAPES = {
-    "crescent": _crescent,
-    "cross": _cross,
-    "disc": _disc,
+# Distance from the outline, negative inside (about so at some corners); in order of name, as class folders are.
+SHAPES: dict[str, Callable[[ndarray, ndarray], ndarray]] = {
+    "crescent": lambda x, y: np.maximum(np.hypot(x - 0.25, y) - 1, 0.8 - np.hypot(x - 0.8, y)),
+    "cross": lambda x, y: np.maximum(np.maximum(abs(x), abs(y)) - 1, np.minimum(abs(x), abs(y)) - 0.3),
+    "disc": lambda x, y: np.hypot(x, y) - 1,
     "heart": _heart,
-    "ring": _ring,
-    "square": _square,
+    "ring": lambda x, y: abs(np.hypot(x, y) - 0.77) - 0.23,
+    "square": lambda x, y: np.maximum(abs(x), abs(y)) - 1,
     "star": _star,
-    "triangle": _triangle,
+    "triangle": lambda x, y: np.maximum(np.sqrt(0.75) * abs(y) - 0.5 * x, x) - 0.5,
 }
 CLASSES = tuple(SHAPES)
 
@@ -175,6 +151,8 @@ def _extent(kind: int) -> float:
 def _colours(rng: np.random.Generator, others: list[ndarray]) -> ndarray:
     """Two colours (2, 3) whose blends differ by `CONTRAST` from those of `others`; else the farthest of some tries."""
     first = rng.random((32, 1, 3), dtype=np.float32)
+    greyness = 0.7 * rng.random((32, 1, 1), dtype=np.float32)
+    first += greyness * (first.mean(-1, keepdims=True) - first)
     second = first + rng.normal(0, 0.25, first.shape).astype(np.float32)
     tries = np.concatenate([first, second.clip(0, 1)], 1)
     weights = np.linspace(0, 1, 4, dtype=np.float32)

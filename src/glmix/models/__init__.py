@@ -13,6 +13,8 @@ from glmix.errors import UserError
 from glmix.models.glnet import MODEL_NAMES, GLNet
 from glmix.models.weights import Checkpoint, find_weights, fit_state_dict, read_checkpoint
 
+SHIPPED = "glnet_pico.imagenette"  # the weights in the package, used where a command is given none
+
 
 def check_name(name: str) -> str:
     """`name` if it is a GLNet variant, with or without a tag.

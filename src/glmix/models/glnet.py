@@ -19,6 +19,7 @@ from timm.models._builder import resolve_pretrained_cfg
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from glmix.errors import UserError
 from glmix.models.slots import cluster, dispatch, pool_seeds, similarity
 from glmix.models.weights import find_weights, fit_state_dict, read_checkpoint
 
@@ -32,7 +33,7 @@ class Attention(nn.Module):
         super().__init__()
         if dim % HEAD_DIM:
             raise ValueError(f"width {dim} is no multiple of the {HEAD_DIM} channels of an attention head")
-        self.num_heads = dim // HEAD_DIM
+        self.num_heads, self.head_dim = dim // HEAD_DIM, HEAD_DIM
         self.qkv = nn.Linear(dim, 3 * dim, device=device, dtype=dtype)
         self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
         nn.init.xavier_uniform_(self.qkv.weight)
@@ -41,7 +42,7 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """Queries, keys and values, (3, B, heads, N, 32)."""
-        return self.qkv(x).reshape(x.shape[0], -1, 3, self.num_heads, HEAD_DIM).permute(2, 0, 3, 1, 4)
+        return self.qkv(x).reshape(x.shape[0], -1, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.project(x).unbind(0)
@@ -82,6 +83,7 @@ class GLMix(nn.Module):
         slot_residual: LayerNorm before and a residual around the slot attention, and a linear layer after
             dispatching. Not in the paper: short trainings need it for slots that carry information.
         kernel_size: of the local depthwise convolution.
+        stride: pixels of the image per place of the grid, for `glmix.slot_maps` to tell.
     """
 
     def __init__(
@@ -92,26 +94,27 @@ class GLMix(nn.Module):
         slot_scale: float | None = None,
         slot_residual: bool = False,
         kernel_size: int = 5,
+        stride: int = 1,
         device=None,
         dtype=None,
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.slot_h, self.slot_w = slot_grid
+        self.stride = stride
         self.learned_slots = learned_slots
         self.slot_residual = slot_residual
+        self.seeds: nn.Parameter | None = None
         if learned_slots:
             self.seeds = nn.Parameter(torch.empty(1, self.slot_h * self.slot_w, dim, **dd))
             nn.init.normal_(self.seeds, std=0.02)
-        else:
-            self.seeds = None
         self.norm = nn.LayerNorm(dim, eps=1e-6, **dd)
         self.similarity = SlotSimilarity(dim**-0.5 if slot_scale is None else slot_scale, **dd)
         self.slot_norm = nn.LayerNorm(dim, eps=1e-6, **dd) if slot_residual else nn.Identity()
         self.slot_attn = Attention(dim, **dd)
-        self.slot_proj = nn.Linear(dim, dim, **dd) if slot_residual else nn.Identity()
+        self.slot_proj: nn.Module = nn.Identity()
         if slot_residual:
-            init_linear(self.slot_proj)
+            self.slot_proj = init_linear(nn.Linear(dim, dim, **dd))
         self.local = nn.Sequential(
             nn.Linear(dim, dim, **dd), DepthwiseConv(dim, kernel_size, **dd), nn.Linear(dim, dim, **dd)
         )
@@ -223,10 +226,11 @@ class Stage(nn.Module):
         return x.permute(0, 3, 1, 2)
 
 
-def init_linear(layer: nn.Linear) -> None:
-    """First values of what is a linear layer in the reference (1x1 convolutions keep PyTorch's default)."""
+def init_linear(layer: nn.Linear) -> nn.Linear:
+    """`layer` with the first values of what is a linear layer in the reference (1x1 convolutions keep PyTorch's)."""
     trunc_normal_(layer.weight, std=0.02)
     nn.init.zeros_(layer.bias)
+    return layer
 
 
 def make_stem(in_chans: int, dim: int, overlap: bool, stride: int, **dd) -> nn.Sequential:
@@ -304,7 +308,7 @@ class GLNet(nn.Module):
             raise ValueError(f"mixers are 'glmix', 'attention' or 'alternate', not {', '.join(sorted(unknown))}")
         self.num_classes = num_classes
         self.in_chans = in_chans
-        self.num_features = self.head_hidden_size = dims[-1]
+        self.num_features = dims[-1]
         self.keep_slot_scale = slot_scale is not None
         self.feature_info = [
             {"num_chs": dim, "reduction": stem_stride * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(dims)
@@ -314,10 +318,11 @@ class GLNet(nn.Module):
             kind = mixers[stage]
             if kind == "attention" or (kind == "alternate" and block % 2):
                 return GridAttention(dims[stage], **dd)
-            return GLMix(dims[stage], slot_grid, learned_slots, slot_scale, slot_residual, kernel_size, **dd)
+            stride = stem_stride * 2**stage
+            return GLMix(dims[stage], slot_grid, learned_slots, slot_scale, slot_residual, kernel_size, stride, **dd)
 
         self.stem = make_stem(in_chans, dims[0], overlap, stem_stride, **dd)
-        rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        rates: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         self.stages = nn.Sequential()
         for i, dim in enumerate(dims):
             blocks: list[nn.Module] = [
@@ -325,8 +330,9 @@ class GLNet(nn.Module):
             ]
             downsample = make_transition(dims[i - 1], dim, overlap, **dd) if i else nn.Identity()
             self.stages.append(Stage(downsample, blocks))
-        self.norm = nn.BatchNorm2d(dims[-1], **dd)
+        self.norm: nn.Module = nn.BatchNorm2d(dims[-1], **dd)
         self.head = ClassifierHead(dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
+        self.head_hidden_size = self.head.num_features
         self.token_labeling = token_labeling
         self.aux_head: nn.Module = nn.Identity()
         if token_labeling and num_classes:
@@ -360,7 +366,7 @@ class GLNet(nn.Module):
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         for stage in self.stages:
-            stage.grad_checkpointing = enable
+            stage.grad_checkpointing = enable  # type: ignore[assignment]
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
@@ -392,8 +398,9 @@ class GLNet(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A fresh classifier for `num_classes` (0: none), with freshly drawn weights; other pooling if given."""
         self.num_classes = num_classes
-        self.head.reset(num_classes, global_pool)
         dd = get_device_dtype(self)
+        self.head.reset(num_classes, global_pool, in_features=self.num_features, **dd)
+        self.head_hidden_size = self.head.num_features
         if self.token_labeling:
             self.aux_head = nn.Linear(self.num_features, num_classes, **dd) if num_classes else nn.Identity()
             self.aux_head.train(self.training)
@@ -443,7 +450,7 @@ class GLNet(nn.Module):
         if prune_norm or cut:
             self.norm = nn.Identity()
         if cut:
-            self.num_features = self.head_hidden_size = self.feature_info[max_index]["num_chs"]
+            self.num_features = self.feature_info[max_index]["num_chs"]
         if prune_head or cut:
             self.reset_classifier(0, "")
         return take_indices
@@ -465,6 +472,43 @@ class GLNet(nn.Module):
             logits = logits + 0.5 * self.forward_dense(x).amax(1)
         return logits
 
+    @torch.jit.ignore
+    def forward_mixtoken(self, x: Tensor, box: tuple[int, int, int, int]) -> tuple[Tensor, Tensor]:
+        """Scores for training with token labels, of a batch of which each image has a part of another one in it.
+
+        Inside a box, each image's features behind the stem are replaced by those of its partner in the batch reversed
+        (`x.flip(0)`). Class scores are of the mixed images, without the dense maximum that inference adds; their
+        labels are mixed by the box's share of the area. Dense scores are put back inside the box, so every place's
+        score stands with the image it came from, and its token labels stay as they were.
+
+        Args:
+            x: images (B, C, H, W).
+            box: first row, first column, row and column behind the last, in places of the last stage's grid (32 px).
+
+        Returns:
+            Class scores (B, classes), and dense scores (B, H*W, classes) of the last grid, row by row.
+
+        Raises:
+            ValueError: the model has no token-labelling head.
+
+        Source: MixToken of "All Tokens Matter" (LV-ViT), with which the paper's `tklb` models were trained; numbers
+        held to the reference implementation by tests/test_golden.py.
+        """
+        if not self.token_labeling:
+            raise ValueError("this model has no token-labelling head; build it with token_labeling=True")
+        top, left, bottom, right = box
+        places = 2 ** (len(self.stages) - 1)  # of the stem's grid, per place of the last one and per axis
+
+        def swap(grid_BCHW: Tensor, size: int) -> Tensor:
+            inside = (..., slice(top * size, bottom * size), slice(left * size, right * size))
+            swapped = grid_BCHW.clone()
+            swapped[inside] = grid_BCHW.flip(0)[inside]
+            return swapped
+
+        x = self.norm(self.stages(swap(self.stem(x), places)))
+        dense = self.forward_dense(x).transpose(1, 2).unflatten(2, x.shape[2:])
+        return self.head(x), swap(dense, 1).flatten(2).transpose(1, 2)
+
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
 
@@ -475,25 +519,38 @@ class GLNet(nn.Module):
 PUBLISHED_PAGE = "https://github.com/rayleizhu/GLMix#model-card"
 
 
-def _create(variant: str, pretrained: bool, arguments: dict[str, Any]) -> GLNet:
-    """Build through timm; weights are read by `glmix.models.weights`, which knows our files and the released ones."""
-    overlay = dict(arguments.pop("pretrained_cfg_overlay", None) or {})
+def _create(variant: str, pretrained: bool, defaults: dict[str, Any], kwargs: dict[str, Any]) -> GLNet:
+    """Build through timm; weights are read by `glmix.models.weights`, which knows our files and the released ones.
+
+    Options are the variant's `defaults`, those that a checkpoint of ours was trained with, and the caller's `kwargs`,
+    the later ones winning.
+    """
+    overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
+    path, trained_with = None, {}
     if pretrained:
-        cfg = resolve_pretrained_cfg(variant, arguments.get("pretrained_cfg"), overlay)
-        overlay.update(source="", file=None, state_dict=read_checkpoint(find_weights(cfg)).state_dict)
-    features = arguments.get("features_only", False)
-    model = build_model_with_cfg(
-        GLNet,
-        variant,
-        pretrained,
-        pretrained_cfg_overlay=overlay or None,
-        pretrained_filter_fn=fit_state_dict,
-        pretrained_strict=True,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "flatten_sequential": True},
-        **arguments,
-    )
-    if pretrained and not features:
-        model.pretrained_cfg["state_dict"] = None  # loaded: keep no second copy
+        path = find_weights(resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay))
+        checkpoint = read_checkpoint(path)
+        trained_with = checkpoint.model_args
+        overlay.update(source="", file=None, state_dict=checkpoint.state_dict)
+        if "head.fc.weight" in checkpoint.state_dict:
+            overlay["num_classes"] = checkpoint.state_dict["head.fc.weight"].shape[0]
+    try:
+        model = build_model_with_cfg(
+            GLNet,
+            variant,
+            pretrained,
+            pretrained_cfg_overlay=overlay or None,
+            pretrained_filter_fn=fit_state_dict,
+            pretrained_strict=True,
+            feature_cfg={"out_indices": (0, 1, 2, 3), "flatten_sequential": True},
+            **{**defaults, **trained_with, **kwargs},
+        )
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if pretrained:
+        for module in model.modules():  # a feature extractor and the network in it have a configuration each
+            cfg: Any = getattr(module, "pretrained_cfg", {})
+            cfg["state_dict"] = None  # loaded: keep no second copy
     return model
 
 
@@ -531,7 +588,7 @@ default_cfgs = generate_default_cfgs(
         "glnet_4g_tklb.in1k": _cfg(**_TOKEN_LABELING),
         "glnet_9g_tklb.in1k": _cfg(**_TOKEN_LABELING),
         "glnet_16g_tklb.untrained": _cfg(**_TOKEN_LABELING),
-        "glnet_pico.untrained": _cfg(**_SMALL),
+        "glnet_pico.imagenette": _cfg(**_SMALL, num_classes=10),
         "glnet_nano.untrained": _cfg(**_SMALL),
     }
 )
@@ -569,63 +626,63 @@ _ALIVE = {
 @register_model
 def glnet_stl(pretrained: bool = False, **kwargs: Any) -> GLNet:
     """GLNet in Swin-Tiny's layout: 30 M parameters, 4.4 G multiply-adds."""
-    return _create("glnet_stl", pretrained, {**_STL, **kwargs})
+    return _create("glnet_stl", pretrained, _STL, kwargs)
 
 
 @register_model
 def glnet_stl_paramslot(pretrained: bool = False, **kwargs: Any) -> GLNet:
     """`glnet_stl` with learned seeds of the slots."""
-    return _create("glnet_stl_paramslot", pretrained, {**_STL, "learned_slots": True, **kwargs})
+    return _create("glnet_stl_paramslot", pretrained, {**_STL, "learned_slots": True}, kwargs)
 
 
 @register_model
 def glnet_4g(pretrained: bool = False, **kwargs: Any) -> GLNet:
     """GLNet-4G: 27 M parameters, 4.5 G multiply-adds."""
-    return _create("glnet_4g", pretrained, {**_4G, **kwargs})
+    return _create("glnet_4g", pretrained, _4G, kwargs)
 
 
 @register_model
 def glnet_9g(pretrained: bool = False, **kwargs: Any) -> GLNet:
     """GLNet-9G: 60 M parameters, 9.7 G multiply-adds."""
-    return _create("glnet_9g", pretrained, {**_9G, **kwargs})
+    return _create("glnet_9g", pretrained, _9G, kwargs)
 
 
 @register_model
 def glnet_16g(pretrained: bool = False, **kwargs: Any) -> GLNet:
     """GLNet-16G: 106 M parameters, 16.7 G multiply-adds."""
-    return _create("glnet_16g", pretrained, {**_16G, **kwargs})
+    return _create("glnet_16g", pretrained, _16G, kwargs)
 
 
 @register_model
 def glnet_4g_tklb(pretrained: bool = False, **kwargs: Any) -> GLNet:
     """GLNet-4G with the token-labelling head."""
-    return _create("glnet_4g_tklb", pretrained, {**_4G, "token_labeling": True, **kwargs})
+    return _create("glnet_4g_tklb", pretrained, {**_4G, "token_labeling": True}, kwargs)
 
 
 @register_model
 def glnet_9g_tklb(pretrained: bool = False, **kwargs: Any) -> GLNet:
     """GLNet-9G with the token-labelling head."""
-    return _create("glnet_9g_tklb", pretrained, {**_9G, "token_labeling": True, **kwargs})
+    return _create("glnet_9g_tklb", pretrained, {**_9G, "token_labeling": True}, kwargs)
 
 
 @register_model
 def glnet_16g_tklb(pretrained: bool = False, **kwargs: Any) -> GLNet:
     """GLNet-16G with the token-labelling head; ours, never published."""
-    return _create("glnet_16g_tklb", pretrained, {**_16G, "token_labeling": True, **kwargs})
+    return _create("glnet_16g_tklb", pretrained, {**_16G, "token_labeling": True}, kwargs)
 
 
 @register_model
 def glnet_pico(pretrained: bool = False, **kwargs: Any) -> GLNet:
-    """Ours, for small images and CPUs: 2.8 M parameters, slots that stay alive in short trainings."""
-    arguments = {"dims": (32, 64, 128, 256), "depths": (1, 2, 6, 1), **_ALIVE, **kwargs}
-    return _create("glnet_pico", pretrained, arguments)
+    """Ours, for small images and CPUs: 2.5 M parameters, slots that stay alive in short trainings."""
+    defaults = {"dims": (32, 64, 128, 256), "depths": (1, 2, 6, 1), **_ALIVE}
+    return _create("glnet_pico", pretrained, defaults, kwargs)
 
 
 @register_model
 def glnet_nano(pretrained: bool = False, **kwargs: Any) -> GLNet:
     """Ours, for small images and CPUs: 5 M parameters, slots that stay alive in short trainings."""
-    arguments = {"dims": (32, 64, 160, 320), "depths": (2, 2, 7, 2), **_ALIVE, **kwargs}
-    return _create("glnet_nano", pretrained, arguments)
+    defaults = {"dims": (32, 64, 160, 320), "depths": (2, 2, 7, 2), **_ALIVE}
+    return _create("glnet_nano", pretrained, defaults, kwargs)
 
 
 MODEL_NAMES = tuple(default_cfgs)

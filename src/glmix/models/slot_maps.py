@@ -2,10 +2,13 @@
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import log
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from glmix.models.slots import at_least_float32
 
 
 @dataclass
@@ -15,9 +18,9 @@ class SlotMaps:
     Attributes:
         block: its name in the model, such as `stages.0.blocks.0`.
         stride: pixels of the image per place of the grid.
-        logits: (B, M, h, w), float32: similarity of M slots with every place of the h x w grid, scale included.
+        logits: (B, M, h, w), float32 (float64 of a float64 model): similarity of M slots with every place of the h x w grid, scale included.
         slot_grid: rows and columns of the pooled seeds.
-        attention: (B, heads, M, M), float32: weights among the slots, each row sums to 1; None unless asked for.
+        attention: (B, heads, M, M), of the same dtype: weights among the slots, each row sums to 1; None unless asked for.
     """
 
     block: str
@@ -42,7 +45,7 @@ class SlotMaps:
         log_weights = self.logits.flatten(2).log_softmax(axis)
         entropy = -(log_weights.exp() * log_weights).sum(axis).mean(1)
         size = log_weights.shape[axis]
-        return entropy / torch.log(torch.tensor(float(max(size, 2))))
+        return entropy / log(max(size, 2))
 
 
 @torch.no_grad()
@@ -84,8 +87,8 @@ def slot_maps(model: nn.Module, images: Tensor, attention: bool = False) -> list
             stack.callback(mixer.register_forward_pre_hook(keep_grid).remove)
             if attention:
 
-                def keep_attention(m: nn.Module, args: Any, _output: Any, into: dict = found[name]) -> None:
-                    q, k, _ = m.project(args[0]).float().unbind(0)
+                def keep_attention(m: Any, args: Any, _output: Any, into: dict = found[name]) -> None:
+                    q, k, _ = at_least_float32(m.project(args[0])).unbind(0)
                     into["attention"] = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
 
                 stack.callback(mixer.slot_attn.register_forward_hook(keep_attention).remove)
@@ -99,8 +102,7 @@ def slot_maps(model: nn.Module, images: Tensor, attention: bool = False) -> list
         if "logits" not in seen:
             continue  # pruned away, or beyond the last feature level asked for
         h, w = seen["size"]
-        logits = seen["logits"].float().unflatten(2, (h, w))
-        stride = 2 ** round(torch.log2(torch.tensor(images.shape[-2] / h)).item())
-        grid = (mixers[name].slot_h, mixers[name].slot_w)
-        maps.append(SlotMaps(name, stride, logits, grid, seen.get("attention")))
+        logits = at_least_float32(seen["logits"]).unflatten(2, (h, w))
+        mixer = mixers[name]
+        maps.append(SlotMaps(name, mixer.stride, logits, (mixer.slot_h, mixer.slot_w), seen.get("attention")))
     return maps

@@ -17,7 +17,7 @@ from timm.models import register_notrace_function
 from torch import Tensor
 
 
-def _full(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     """`x` in float32 if it is in a half format, else as it is (float64 stays float64)."""
     return x.float() if x.dtype == torch.float16 or x.dtype == torch.bfloat16 else x
 
@@ -45,7 +45,7 @@ def pool_seeds(x_BHWC: Tensor, slot_h: int, slot_w: int) -> Tensor:
     B, H, W, C = x_BHWC.shape
     rows = averaging_matrix(H, slot_h, x_BHWC)
     columns = averaging_matrix(W, slot_w, x_BHWC)
-    x = torch.matmul(rows, x_BHWC.reshape(B, H, W * C)).reshape(B, slot_h, W, C)
+    x = torch.matmul(rows, x_BHWC.reshape(B, H, W * C)).reshape(B, slot_h, -1, C)
     return torch.matmul(columns, x).reshape(B, slot_h * slot_w, C)
 
 
@@ -54,7 +54,7 @@ def _unit(x: Tensor) -> Tensor:
 
     (Division by a tiny floor, as in `F.normalize`, has the same values, but a gradient of 1e12 at zero.)
     """
-    x = _full(x)
+    x = at_least_float32(x)
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     nonzero = length > 1e-12
     return torch.where(nonzero, x / torch.where(nonzero, length, torch.ones_like(length)), torch.zeros_like(x))
@@ -66,18 +66,18 @@ def similarity(seeds_BMC: Tensor, x_BNC: Tensor, scale: Tensor) -> Tensor:
 
     `seeds_BMC` may have a batch of 1 (learned seeds). The product runs in the features' dtype (autocast applies).
     """
-    seeds = (_unit(seeds_BMC) * _full(scale)).to(x_BNC.dtype)
+    seeds = (_unit(seeds_BMC) * at_least_float32(scale)).to(x_BNC.dtype)
     return torch.matmul(seeds, _unit(x_BNC).to(x_BNC.dtype).transpose(-2, -1))
 
 
 @register_notrace_function
 def cluster(logits_BMN: Tensor, x_BNC: Tensor) -> Tensor:
     """Slots (B, M, C): each the mean of all pixels, weighted by a softmax over pixels."""
-    return torch.matmul(torch.softmax(_full(logits_BMN), dim=2).to(x_BNC.dtype), x_BNC)
+    return torch.matmul(torch.softmax(at_least_float32(logits_BMN), dim=2).to(x_BNC.dtype), x_BNC)
 
 
 @register_notrace_function
 def dispatch(logits_BMN: Tensor, slots_BMC: Tensor) -> Tensor:
     """Pixels (B, N, C): each the mean of all slots, weighted by a softmax over slots."""
-    weights = torch.softmax(_full(logits_BMN), dim=1).to(slots_BMC.dtype)
+    weights = torch.softmax(at_least_float32(logits_BMN), dim=1).to(slots_BMC.dtype)
     return torch.matmul(weights.transpose(-2, -1), slots_BMC)

@@ -50,7 +50,7 @@ def write_checkpoint(path: str | Path, checkpoint: Checkpoint) -> Path:
     """Write a safetensors file, beside its place first, synced, then renamed: a half-written one never has the name."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    header = {k: v for k, v in asdict_without_tensors(checkpoint).items()} | {"format": FORMAT}
+    header = asdict_without_tensors(checkpoint) | {"format": FORMAT}
     tensors = {k: v.detach().cpu().contiguous() for k, v in checkpoint.state_dict.items()}
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -95,7 +95,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
     try:
         with safetensors.safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {}).get(HEADER_KEY, "{}"))
-            state_dict = {key: file.get_tensor(key) for key in file.keys()}
+            state_dict = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no dictionary)
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise UserError(
             f"{path}: damaged or half-written ({error}); copy it again, or use another checkpoint of the run"
@@ -104,7 +104,16 @@ def _read_safetensors(path: Path) -> Checkpoint:
     return Checkpoint(rename_released(state_dict), **fields)
 
 
-class _Inert:
+class _InertType(type):
+    """Says that it is `dict`: PyTorch's loader fills nothing else with items, and configurations often subclass it."""
+
+    __hash__ = type.__hash__
+
+    def __eq__(cls, other: object) -> bool:
+        return other is dict or cls is other
+
+
+class _Inert(metaclass=_InertType):
     """Stands for any class named in a released file that is not plain tensor data: holds nothing, does nothing."""
 
     def __new__(cls, *_: Any, **__: Any) -> "_Inert":
@@ -116,6 +125,9 @@ class _Inert:
     def __setstate__(self, state: Any) -> None:
         pass
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
 
 def _read_released(path: Path) -> dict[str, Tensor]:
     """The weights of a released file: `model`, or `model_ema` where the published accuracy is that of the average.
@@ -125,7 +137,7 @@ def _read_released(path: Path) -> dict[str, Tensor]:
     """
     try:
         unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        with torch.serialization.safe_globals([(type("_Inert", (_Inert,), {}), name) for name in unsafe]):
+        with torch.serialization.safe_globals([(_Inert, name) for name in unsafe]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # every way in which a file can be broken
         reason = str(error).strip().splitlines()

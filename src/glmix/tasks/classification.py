@@ -47,32 +47,19 @@ class Classifier(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.model = model
-        average = {"use_warmup": options.ema_warmup, "warmup_power": 3 / 4}
-        self.ema = ModelEmaV3(model, options.ema, **average) if options.ema else None
-        if self.ema is not None:
+        self.options, self.lr, self.steps_per_epoch = options, lr, steps_per_epoch
+        self.order, self.describe = order, describe
+        self.ema: ModelEmaV3 | None = None
+        if options.ema:
+            self.ema = ModelEmaV3(model, options.ema, use_warmup=options.ema_warmup, warmup_power=3 / 4)
             self.ema.requires_grad_(False)  # it never gets gradients, and DDP must not wait for them
         if options.compile:
             model.compile()
-        self.options, self.lr, self.steps_per_epoch, self.order, self.describe = (
-            options,
-            lr,
-            steps_per_epoch,
-            order,
-            describe,
-        )
-        classes = len(describe.classes)
-        mix = options.mixup > 0 or options.cutmix > 0
-        self.mix = (
-            Mixup(
-                options.mixup,
-                options.cutmix,
-                prob=options.mix_prob,
-                label_smoothing=options.label_smoothing,
-                num_classes=classes,
-            )
-            if mix
-            else None
-        )
+        classes, o = len(describe.classes), options
+        self.mix: Mixup | None = None
+        if o.mixup or o.cutmix:
+            smoothing = {"label_smoothing": o.label_smoothing, "num_classes": classes}
+            self.mix = Mixup(o.mixup, o.cutmix, prob=o.mix_prob, **smoothing)
         self.scores = Scores(classes)
         self.best = -1.0
         self.validated_epoch = -1
@@ -104,27 +91,30 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         if not len(batch.labels):
             return None
-        images, labels = batch.images, batch.labels
         # everything random in a step hangs on the seed and the step alone, so a cut run repeats it
-        with seeded(self.options.seed, self.current_epoch, batch_idx * self.trainer.world_size + self.global_rank):
-            if images.shape[-1] != self.size_now():
-                images = F.interpolate(images, size=(self.size_now(),) * 2, mode="bilinear", antialias=True)
-            if self.mix is not None and len(labels) % 2 == 0:
-                images, targets = self.mix(images, labels)
-            else:
-                targets = F.one_hot(labels, len(self.describe.classes)).float()
-                targets = targets * (1 - self.options.label_smoothing) + self.options.label_smoothing / targets.shape[1]
-            with self.attention_kernel():
-                logits = self.model(images.contiguous(memory_format=torch.channels_last))
-        loss = F.cross_entropy(logits.float(), targets)
+        step = batch_idx * self.trainer.world_size + self.global_rank
+        with seeded(self.options.seed, self.current_epoch, step), self.attention_kernel():
+            images, side = batch.images, self.size_now()
+            if images.shape[-1] != side:
+                images = F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
+            loss = self.loss_of(images.contiguous(memory_format=torch.channels_last), batch)
         if not torch.isfinite(loss):
             raise UserError(
                 f"the loss is {loss.item()} in epoch {self.current_epoch + 1}, batch {batch_idx + 1}; "
                 f"the last good checkpoint is kept in {self.options.out}; lower --lr, or --precision fp32"
             )
         self.skipped.update(batch.skipped)
-        self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True)
+        self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(images), sync_dist=True)
         return loss
+
+    def loss_of(self, images: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy of `images` (those of the batch, at the size of this epoch), mixed and smoothed as asked."""
+        if self.mix is not None and len(images) % 2 == 0:
+            images, targets = self.mix(images, batch.labels)
+        else:
+            targets = F.one_hot(batch.labels, len(self.describe.classes)).float()
+            targets = targets * (1 - self.options.label_smoothing) + self.options.label_smoothing / targets.shape[1]
+        return F.cross_entropy(self.model(images).float(), targets)
 
     def attention_kernel(self) -> AbstractContextManager:
         """On a CPU the plain form of attention, which trains 15 to 25 % faster than the fused kernel."""

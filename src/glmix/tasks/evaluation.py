@@ -1,6 +1,7 @@
 """Measuring a classifier."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from glmix.data.loading import Batch
+from glmix.models import GLNet
 
 
 class Scores(nn.Module):
@@ -35,6 +37,26 @@ class Scores(nn.Module):
     def reset(self) -> None:
         for metric in (self.top1, self.top5, self.loss):
             metric.reset()
+
+
+@contextmanager
+def shuffled_slots(model: GLNet) -> Iterator[None]:
+    """Within it every pixel receives another slot's content: attended slots are rolled by half before dispatching.
+
+    The assignment stays as it is, so what accuracy loses is what the content of the slots was worth.
+    """
+    mixers = model.slot_mixers().values()
+
+    def rolled(attend: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda slots_BMC: attend(slots_BMC).roll(slots_BMC.shape[1] // 2, 1)
+
+    for mixer in mixers:
+        mixer.attend = rolled(mixer.attend)
+    try:
+        yield
+    finally:
+        for mixer in mixers:
+            del mixer.attend
 
 
 @torch.inference_mode()

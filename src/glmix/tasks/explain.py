@@ -2,6 +2,7 @@
 
 from itertools import combinations
 from math import comb
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,7 +82,8 @@ def plot_slots(image: Image.Image, maps: SlotMaps, index: int = 0, count: int = 
     rows, columns = maps.slot_grid
     colors = colormaps["tab10"](np.arange(count))
     figure = Figure(figsize=(2.1 * (count + 1), 2.5 + 0.62 * rows), dpi=150, layout="constrained")
-    upper, lower = np.ravel(figure.subfigures(2, 1, height_ratios=[2.6, 0.62 * rows]))
+    panels: Any = figure.subfigures(2, 1, height_ratios=[2.6, 0.62 * rows])
+    upper, lower = panels
     note = f"{maps.block}, stride {maps.stride}, assignment entropy {entropy:.2f}"
     figure.suptitle(note + (" — idle: close to uniform, these maps show noise" if entropy >= IDLE else ""), fontsize=9)
     axes = upper.subplots(1, count + 1)

@@ -7,6 +7,7 @@ epoch, batch), so a run that goes on from a resume point ends with the weights o
 
 import os
 import signal
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -63,40 +64,52 @@ class ResumePoints(Checkpoint):
     """Saves a resume point at the end of every epoch, every so many steps, and where the run is told to stop.
 
     SIGTERM and a first Ctrl-C stop the run after the step under way; a second Ctrl-C stops it at once, which costs no
-    more than the steps since the last resume point.
+    more than the steps since the last resume point. In a SLURM job SIGUSR1 does the same and puts the job back into
+    its queue (Lightning's own requeueing saves within the signal, in the middle of a step).
     """
 
     def __init__(self, folder: Path, every_steps: int) -> None:
         self.path, self.every_steps = folder / NEWEST, every_steps
-        self.stopped = False
-        self._before: Any = None
+        self.stopped = self.requeue = False
+        self._before: dict[signal.Signals, Any] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         def stop(signum: int, frame: Any) -> None:
             self.stopped = True
+            self.requeue = signum == signal.SIGUSR1
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-        self._before = signal.signal(signal.SIGINT, stop)
+        listened = [signal.SIGINT] + ([signal.SIGUSR1] if "SLURM_JOB_ID" in os.environ else [])
+        self._before = {number: signal.signal(number, stop) for number in listened}
 
     def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def told_to_stop(self, trainer: pl.Trainer) -> bool:
+        """Whether any process was told to stop: they must agree, since saving takes them all."""
+        return trainer.strategy.reduce_boolean_decision(self.stopped or trainer.received_sigterm, all=False)
+
+    def leave(self, trainer: pl.Trainer) -> None:
+        if self.requeue and trainer.is_global_zero:
+            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
+        raise SystemExit(143)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         last = batch_idx + 1 >= trainer.num_training_batches
         if not stepped or last:  # an epoch's end saves by itself, after its validation
             return
-        stop = self.stopped or trainer.received_sigterm
-        if stop or self.every_steps and trainer.global_step % self.every_steps == 0:
+        stop = self.told_to_stop(trainer)
+        if stop or (self.every_steps and trainer.global_step % self.every_steps == 0):
             trainer.save_checkpoint(self.path)
         if stop:
-            raise SystemExit(143)
+            self.leave(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         trainer.save_checkpoint(self.path)
-        if (self.stopped or trainer.received_sigterm) and trainer.current_epoch + 1 < (trainer.max_epochs or 0):
-            raise SystemExit(143)
+        if self.told_to_stop(trainer) and trainer.current_epoch + 1 < (trainer.max_epochs or 0):
+            self.leave(trainer)
 
 
 def position(checkpoint: dict[str, Any], batches_per_epoch: int) -> tuple[int, int]:
