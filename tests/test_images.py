@@ -82,10 +82,10 @@ def test_splits_and_classes(photos: Path):
 
 
 def test_split_is_made_where_there_is_none(photos: Path):
-    train, val = load_split(photos / "train", "train", check=False), load_split(photos / "train", "val", check=False)
+    train, val = load_split(photos / "train", "train"), load_split(photos / "train", "val")
     assert len(train) + len(val) == 24
     assert not set(train.files) & set(val.files)
-    assert load_split(photos / "train", "train", check=False).files == train.files
+    assert load_split(photos / "train", "train").files == train.files
     assert len(load_evaluation(photos / "train")) == 24
 
 

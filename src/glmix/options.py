@@ -9,7 +9,9 @@ class TrainOptions:
     """Options of `glmix train`, on the command line and in recipes.
 
     Args:
-        data: folder of class folders, or with train/ and val/ in it, or a tar of one; 'scenes' generates images.
+        data: folder of class folders, or with train/ and val/ in it, or a tar of one; WebDataset shards (their folder, or
+            'shards/train-{0000..0009}.tar'); a .csv of path and label; parquet files; hf:OWNER/NAME[:CONFIG]; 'scenes'
+            generates images.
         out: folder of the run: checkpoints, logs, curves.
         model: name of the architecture (`glmix models`).
         model_args: options of the architecture, such as {slot_grid: [7, 7]}.

@@ -24,7 +24,7 @@ def eval(  # noqa: A001  (the command's name)
     """Accuracy of a model on labelled images.
 
     Args:
-        data: folder of class folders (its val/ if it has one), a tar of one, or 'scenes'.
+        data: as for `glmix train`; the validation split where it has one, else all of it.
         checkpoint: run folder, file (ours or a released one) or model name; left out, the weights that ship.
         batch_size: images at a time; 0 for that of the run, whose number is then repeated exactly.
         image_size: side of the images; 0 for that of the checkpoint.
@@ -69,7 +69,7 @@ def match_labels(images: Images, classes: list[str], data: str) -> None:
     unknown = [name for name in images.classes if name not in index]
     if unknown:
         raise UserError(
-            f"{data}: {len(unknown)} of {len(images.classes)} class folders are not among the model's {len(classes)} classes "
+            f"{data}: {len(unknown)} of {len(images.classes)} classes are not among the model's {len(classes)} classes "
             f"(first: {unknown[0]}; the model's first: {classes[0]}); use a model trained on these classes"
         )
     images.labels[:] = [index[images.classes[label]] for label in images.labels]

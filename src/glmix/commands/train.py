@@ -203,7 +203,7 @@ def report(task: "Classifier", out: Path) -> None:
     if task.skipped:
         print(f"skipped {len(task.skipped)} unusable images:", *sorted(task.skipped), sep="\n  ")
     print(f"best validation top-1 {task.best:.1f} %; weights, curves.png and logs in {out}")
-    print(f"next: glmix eval --checkpoint {out} --data {task.options.data}")
+    print(f"next: glmix eval --checkpoint {out} --data {shlex.quote(task.options.data)}")
     print(f"      glmix explain --checkpoint {out} --out slots IMAGE…")
 
 

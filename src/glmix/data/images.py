@@ -128,7 +128,7 @@ def readable_names(classes: list[str]) -> list[str]:
     return [c.replace("_", " ") for c in classes]
 
 
-def load_split(source: str | Path, split: str, check: bool = True) -> ImageSet:
+def load_split(source: str | Path, split: str) -> ImageSet:
     """The images of a folder of class folders, or of a tar of one, for `split` 'train' or 'val'.
 
     Where the folder holds `train/` and `val/`, those are the splits. Where it holds the classes themselves, 'train' and
@@ -146,9 +146,9 @@ def load_split(source: str | Path, split: str, check: bool = True) -> ImageSet:
             )
         chosen = splits[split]
     else:
-        chosen = [i for i, file in enumerate(images.files) if (_fraction(file) < 0.1) == (split == "val")]
+        chosen = made_split(images.files, split)
     images = images.take(chosen)
-    return _checked(images, source, split) if check else images
+    return checked(images, source, split)
 
 
 def load_evaluation(source: str | Path) -> ImageSet:
@@ -156,24 +156,24 @@ def load_evaluation(source: str | Path) -> ImageSet:
     images, splits = _scan(source)
     if splits:
         images = images.take(splits.get("val") or splits["train"])
-    return _checked(images, source, "val", least_classes=1)
+    return checked(images, source, "val", least_classes=1)
 
 
-def _checked(images: ImageSet, source: str | Path, split: str, least_classes: int = 2) -> ImageSet:
+def checked(images: ImageSet, source: str | Path, split: str, least_classes: int = 2) -> ImageSet:
     if not images.files:
         raise UserError(
-            f"{source}: no images for {split}; expected class folders with {', '.join(SUFFIXES[:4])} … files"
+            f"{source}: no images for {split}; expected class folders with {', '.join(SUFFIXES[:4])} … files in them"
         )
     if len(images.classes) < least_classes:
-        raise UserError(
-            f"{source}: a single class ({images.classes[0]}); a classifier needs at least two class folders"
-        )
+        raise UserError(f"{source}: a single class ({images.classes[0]}); a classifier needs at least two")
     return images
 
 
-def _fraction(name: str) -> float:
-    """A number in [0, 1) fixed by `name`."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") / 2**32
+def made_split(files: list[str], split: str) -> list[int]:
+    """Indices of 'train' or 'val' where the data has no splits: a tenth, at least one file, chosen by the names alone."""
+    hashes = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") / 2**32 for name in files]
+    limit = max(0.1, min(hashes, default=0) + 2**-32)
+    return [i for i, value in enumerate(hashes) if (value < limit) == (split == "val")]
 
 
 def _scan(source: str | Path) -> tuple[ImageSet, dict[str, list[int]]]:

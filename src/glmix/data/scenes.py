@@ -165,10 +165,10 @@ def _colours(rng: np.random.Generator, others: list[ndarray]) -> ndarray:
 def _paint(rng: np.random.Generator, colours: ndarray, x: ndarray, y: ndarray) -> ndarray:
     """Image (H, W, 3) of two colours (2, 3) in a random pattern: plain, gradient, stripes, checks, dots or clouds."""
     kind = rng.integers(6)
-    angle, period, phases = rng.uniform(0, 2 * np.pi), rng.uniform(0.07, 0.2), rng.random(2)
+    angle, period, shift = rng.uniform(0, 2 * np.pi), rng.uniform(0.07, 0.2), rng.random(2)
     sine, cosine = np.float32(np.sin(angle)), np.float32(np.cos(angle))
     a, b = cosine * x + sine * y, cosine * y - sine * x
-    u, v = (np.float32(2 * np.pi) * (axis / np.float32(period) + np.float32(p)) for axis, p in zip((a, b), phases))
+    u, v = (np.float32(2 * np.pi / period) * axis for axis in (a + np.float32(shift[0]), b + np.float32(shift[1])))
     sharpness = np.float32(period * len(x) / (2 * np.pi))  # waves become edges of about a pixel
     if kind == 0:
         amount = np.zeros_like(x)
@@ -235,20 +235,20 @@ def write_scenes(out: Path, count: int, seed: int = 0, size: int = 96) -> list[P
     Masks are uncompressed RLE, and an annotation's category is 1 + index in `CLASSES`. Returns the images' paths.
     """
     scenes = SceneSet(count, seed, size)
-    names = [f"{CLASSES[label]}/{file}.png" for label, file in zip(scenes.labels, scenes.files)]
+    names = [f"{CLASSES[label]}/{file}.png" for label, file in zip(scenes.labels, scenes.files, strict=True)]
     annotations: list[dict[str, Any]] = []
     for index, name in enumerate(names):
         scene = scenes.scene(index)
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(scene.image).save(out / name)
-        for number, (box, kind) in enumerate(zip(scene.boxes.tolist(), scene.labels.tolist()), 1):
-            mask = scene.instances == number
+        for row, (x0, y0, x1, y1) in enumerate(scene.boxes.tolist()):
+            mask = scene.instances == row + 1
             annotations.append(
                 {
                     "id": len(annotations) + 1,  # COCO's evaluation takes 0 for no match
                     "image_id": index,
-                    "category_id": kind + 1,
-                    "bbox": [*box[:2], box[2] - box[0], box[3] - box[1]],
+                    "category_id": int(scene.labels[row]) + 1,
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
                     "area": int(mask.sum()),
                     "segmentation": {"size": [size, size], "counts": _run_lengths(mask)},
                     "iscrowd": 0,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from glmix.data.hub import HUB, scan_hub
-from glmix.data.images import SUFFIXES, ImageSet, _checked, _fraction, load_evaluation, load_split
+from glmix.data.images import SUFFIXES, ImageSet, checked, load_evaluation, load_split, made_split
 from glmix.data.loading import Images
 from glmix.data.samples import find_splits
 from glmix.data.scenes import scene_split
@@ -28,8 +28,8 @@ def open_split(data: str, split: str) -> Images:
         return load_split(data, split)
     images, splits = _scan(scan, data)
     if not splits:
-        splits = {split: [i for i, file in enumerate(images.files) if (_fraction(file) < 0.1) == (split == "val")]}
-    return _checked(images.take(splits[split]), data, split)
+        splits = {split: made_split(images.files, split)}
+    return checked(images.take(splits[split]), data, split)
 
 
 def open_evaluation(data: str) -> Images:
@@ -44,7 +44,7 @@ def open_evaluation(data: str) -> Images:
     if scan is None:
         return load_evaluation(data)
     images, splits = _scan(scan, data)
-    return _checked(images.take(splits["val"]) if splits else images, data, "val", least_classes=1)
+    return checked(images.take(splits["val"]) if splits else images, data, "val", least_classes=1)
 
 
 Scan = Callable[[str], tuple[ImageSet, list[str]]]
