@@ -64,12 +64,12 @@ def test_label_is_the_largest_objects(scenes: list[Scene]) -> None:
 
 
 def test_masks_are_what_is_painted(scenes: list[Scene]) -> None:
-    """Where an object and its background are plain, the colours alone give the mask."""
+    """Where an object and its background are each nearly of one colour, the colours alone give the mask."""
     checked = 0
     for scene in (scene for scene in scenes if len(scene.labels) == 1):
         mask, image = scene.instances == 1, scene.image.astype(float)
         inner, outer = image[mask].mean(0), image[~mask].mean(0)
-        if max(image[mask].std(0).max(), image[~mask].std(0).max()) < 15:
+        if max(image[mask].std(0).max(), image[~mask].std(0).max()) < 25:
             nearer = np.linalg.norm(image - inner, axis=2) < np.linalg.norm(image - outer, axis=2)
             assert (nearer != mask).mean() < 0.005
             checked += 1

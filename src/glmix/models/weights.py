@@ -57,6 +57,9 @@ def write_checkpoint(path: str | Path, checkpoint: Checkpoint) -> Path:
         safetensors.torch.save_file(tensors, beside, metadata={HEADER_KEY: json.dumps(header)})
         with open(beside, "rb+") as file:
             os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(beside, 0o666 & ~umask)  # safetensors makes files that only their owner can read
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
