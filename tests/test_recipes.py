@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent / "recipes"
 RECIPES = {str(p.relative_to(ROOT).with_suffix("")): p for p in sorted(ROOT.rglob("*.yaml"))}
 IMAGENET, IMAGENETTE, SCENES, TINY, OWN = 1_281_167, 9_469, 4_000, 100_000, 2_000
 
-# (images, classes, processes), peak lr, optimiser steps in all, drop path, EMA, number of random transforms with a rate
+# (images, classes, processes), peak lr, optimiser steps in all, drop path, EMA
 TABLE = {
     "imagenet1k/glnet_stl": ((IMAGENET, 1000, 8), 2e-3, 625 * 300, 0.1, 0.9999),
     "imagenet1k/glnet_stl_paramslot": ((IMAGENET, 1000, 8), 2e-3, 625 * 300, 0.1, 0.9999),
@@ -34,7 +34,7 @@ TABLE = {
     "finetune/linear_probe": ((OWN, 5, 1), 5e-3, 31 * 10, 0.0, 0.0),
     "small/imagenette_pico": ((IMAGENETTE, 10, 1), 2e-3, 147 * 40, 0.05, 0.999),
     "small/tiny_imagenet_pico": ((TINY, 200, 1), 2e-3, 781 * 60, 0.1, 0.9995),
-    "small/scenes": ((SCENES, 8, 1), None, None, 0.0, 0.99),
+    "small/scenes": ((SCENES, 8, 1), 2e-3, 125 * 10, 0.0, 0.99),
 }
 
 
@@ -60,14 +60,13 @@ def test_built_at_full_settings(name: str):
     groups = parameter_groups(model, options.weight_decay, options.layer_decay)
     optimizer = torch.optim.AdamW(groups, lr=peak)
     schedule = cosine(optimizer, options.epochs, per_epoch, options.warmup_epochs, options.min_lr)
-    if steps is not None:
-        assert per_epoch * options.epochs == steps
-        assert peak == pytest.approx(lr)
-        assert (options.drop_path, options.ema) == (drop_path, ema)
+    assert per_epoch * options.epochs == steps
+    assert peak == pytest.approx(lr)
+    assert (options.drop_path, options.ema) == (drop_path, ema)
 
     head = [g for g in optimizer.param_groups if g["lr_scale"] == 1]
     schedule.step_update(options.warmup_epochs * per_epoch + 1)
-    assert max(g["lr"] for g in head) == pytest.approx(peak, rel=2e-2)
+    assert max(g["lr"] for g in head) == pytest.approx(peak, rel=5e-2)  # the cosine has begun under the warm-up
     schedule.step_update(options.epochs * per_epoch)
     assert max(g["lr"] for g in head) == pytest.approx(options.min_lr, rel=0.1)
 
@@ -113,7 +112,7 @@ def test_two_real_steps(name: str, run: Path, photos: Path, tmp_path: Path):
     elif options.init:
         more += ["--init", str(run)]
     if options.token_labels:
-        label_tokens(teacher=str(run), data=str(photos), out=str(tmp_path / "labels"))
+        label_tokens(teacher=str(run), data=str(photos), out=str(tmp_path / "labels"), size=64)
         more += ["--token-labels", str(tmp_path / "labels")]
     command = ["train", "--config", str(RECIPES[name]), "--data", str(photos), "--out", str(tmp_path / "run")]
     assert main([*command, *SMALL, *more]) == 0

@@ -3,7 +3,7 @@
 A folder holds them, written by `glmix label-tokens`:
 
 - `labels.json`, the header: `format`, `teacher`, `size` (side in pixels that images were squashed to for the teacher),
-  `classes` (those of the data, in order), `digest` (of the images: their names, sizes and labels), `images` (their
+  `classes` (those of the data, in order), `digest` (of the images; see `digest_of`), `images` (their
   number), `grid` (rows and columns of a map), `top` (scores kept per place) and `shard` (images per shard).
 - `00000.safetensors`, `00001.safetensors`, ...: the maps of `shard` images each, in the order of the data's files. For
   n images, `classes` is uint16 (n, rows, columns, top), class indices, best first; `scores` is float16 of that shape,
@@ -36,6 +36,7 @@ from torchvision.transforms import functional as TF
 
 from glmix.data.images import BadImage, ImageSet
 from glmix.data.loading import Batch, Images, Prepared, collate
+from glmix.data.samples import SampleSet
 from glmix.errors import UserError
 from glmix.options import TrainOptions
 
@@ -115,10 +116,10 @@ def _checksum(arrays: dict[str, ndarray]) -> str:
 
 
 def digest_of(images: Images) -> str:
-    """A hash of which images these are: names, sizes in bytes, labels and order, wherever their folder lies."""
+    """A hash of which images these are: names, labels, order, and sizes where they are files, wherever those lie."""
     names = getattr(images, "files", range(len(images)))
     sizes = [getattr(images, "size", 0)] * len(images)  # of generated scenes, in pixels
-    if isinstance(images, ImageSet):
+    if isinstance(images, ImageSet) and not isinstance(images, SampleSet):
         paths = [images.root / file for file in images.files]
         # -1 for a link that leads nowhere: an unusable image, found as such when it is read
         sizes = [s for _, s in images.spans or []] or [p.stat().st_size if p.exists() else -1 for p in paths]

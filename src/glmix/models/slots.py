@@ -45,8 +45,9 @@ def pool_seeds(x_BHWC: Tensor, slot_h: int, slot_w: int) -> Tensor:
     B, H, W, C = x_BHWC.shape
     rows = averaging_matrix(H, slot_h, x_BHWC)
     columns = averaging_matrix(W, slot_w, x_BHWC)
-    x = torch.matmul(rows, x_BHWC.reshape(B, H, W * C)).reshape(B, slot_h, -1, C)
-    return torch.matmul(columns, x).reshape(B, slot_h * slot_w, C)
+    # columns first: a free width W that is folded into C cannot be unfolded again when a program is exported
+    x_BHwC = torch.matmul(columns, x_BHWC)
+    return torch.matmul(rows, x_BHwC.reshape(B, H, slot_w * C)).reshape(B, slot_h * slot_w, C)
 
 
 def _unit(x: Tensor) -> Tensor:

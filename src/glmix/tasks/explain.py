@@ -1,13 +1,14 @@
 """Pictures of the slots: what each one gathers, and which few of them stand for the rest."""
 
 from itertools import combinations
-from math import comb
+from math import ceil, comb
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -17,7 +18,7 @@ IDLE = 0.97  # normalised assignment entropy from which slots count as idle: not
 
 
 def representative_slots(assignment: torch.Tensor, count: int = 4) -> list[int]:
-    """Indices of the slots that best stand for all: the medoids of their assignment maps.
+    """Indices of the slots that best stand for all: medoids of the assignment maps, each weighted by its area.
 
     Args:
         assignment: (M, h, w), weights of M slots over a grid, of one image.
@@ -28,13 +29,14 @@ def representative_slots(assignment: torch.Tensor, count: int = 4) -> list[int]:
         else the build and swap phases of PAM (Kaufman and Rousseeuw, 1990), ties to the lower index.
     """
     maps = assignment.detach().float().cpu().flatten(1).numpy()
+    mass = maps.sum(1)  # a slot that takes in much of the image counts for more
     maps = maps / np.maximum(np.linalg.norm(maps, axis=1, keepdims=True), 1e-12)
     distance = np.sqrt(np.maximum(2 - 2 * maps @ maps.T, 0)).round(5)
     distinct = [i for i in range(len(maps)) if not any(distance[i, j] == 0 for j in range(i))]
     count = min(count, len(distinct))
 
     def cost(chosen: tuple[int, ...]) -> float:
-        return float(distance[:, chosen].min(1).sum())
+        return float((mass * distance[:, chosen].min(1)).sum())
 
     if comb(len(distinct), count) <= 5000:
         best = min(combinations(distinct, count), key=cost)
@@ -48,7 +50,7 @@ def representative_slots(assignment: torch.Tensor, count: int = 4) -> list[int]:
             if cost(better) >= cost(best) - 1e-9:
                 break
             best = better
-    sizes = np.bincount(distance[:, best].argmin(1), minlength=count)
+    sizes = np.bincount(distance[:, best].argmin(1), weights=mass, minlength=count)
     return [best[i] for i in np.argsort(-sizes, kind="stable")]
 
 
@@ -59,50 +61,60 @@ def enlarge(maps: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.floa
 
 
 def seen_through(image: NDArray[np.uint8], weights: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The image (H, W, 3) where `weights` (H, W) in [0, 1] are high, fading to white elsewhere."""
+    """The image (H, W, 3) in its colours where `weights` (H, W) in [0, 1] are high, pale grey elsewhere."""
     alpha = np.clip(weights, 0, 1)[..., None]
-    return (image * alpha + 255 * (1 - alpha)).astype(np.uint8)
+    pale = 190 + 0.25 * image.mean(2, keepdims=True)
+    return (image * alpha + pale * (1 - alpha)).astype(np.uint8)
+
+
+def mosaic(maps: NDArray[np.float32], rows: int, columns: int) -> NDArray[np.float32]:
+    """Maps (rows * columns, h, w) side by side in one array, with a gap of NaN around each."""
+    padded = np.pad(maps, ((0, 0), (1, 1), (1, 1)), constant_values=np.nan)
+    h, w = padded.shape[1:]
+    return padded.reshape(rows, columns, h, w).swapaxes(1, 2).reshape(rows * h, columns * w)
 
 
 def plot_slots(image: Image.Image, maps: SlotMaps, index: int = 0, count: int = 4, normalize: bool = False) -> Figure:
-    """Figure of one image: itself, the representative slots, and all assignment maps of a block.
+    """Figure of one image: itself, the image seen through the representative slots, and all assignment maps of a block.
 
     Args:
         image: as the network saw it (the crop, before normalisation).
         maps: of a block, from `slot_maps`.
         index: which image of the batch.
         count: number of representative slots.
-        normalize: give each map a scale of its own; by default all share one, so that faint ones look faint.
+        normalize: give each assignment map a scale of its own; by default all share one, so that faint ones look
+            faint. The views through representative slots always fill their scale.
     """
-    assignment = maps.assignment[index].float().cpu()
+    weights = maps.assignment[index].float().cpu().numpy()
     array = np.asarray(image)
+    chosen = representative_slots(maps.assignment[index], count)
+    colors = colormaps["tab10"](np.arange(len(chosen)))
     entropy = float(maps.entropy()[index])
-    chosen = representative_slots(assignment, count)
-    weights = assignment.numpy()
-    rows, columns = maps.slot_grid
-    colors = colormaps["tab10"](np.arange(count))
-    figure = Figure(figsize=(2.1 * (count + 1), 2.5 + 0.62 * rows), dpi=150, layout="constrained")
-    panels: Any = figure.subfigures(2, 1, height_ratios=[2.6, 0.62 * rows])
-    upper, lower = panels
-    note = f"{maps.block}, stride {maps.stride}, assignment entropy {entropy:.2f}"
-    figure.suptitle(note + (" — idle: close to uniform, these maps show noise" if entropy >= IDLE else ""), fontsize=9)
-    axes = upper.subplots(1, count + 1)
-    axes[0].imshow(array)
-    axes[0].set_title("input", fontsize=8)
-    peak = weights.max()
-    for axis, slot, color in zip(axes[1:], chosen, colors, strict=False):
-        scaled = weights[slot] / (weights[slot].max() if normalize else peak)
-        axis.imshow(seen_through(array, enlarge(scaled[None], array.shape[:2])[0]))
-        axis.set_title(f"slot {slot}", fontsize=8, color=color)
-    for axis in axes:
+    idle = " — idle: assignment close to uniform, what these maps show is noise" if entropy >= IDLE else ""
+    side = ceil(len(chosen) ** 0.5)
+    tall = array.shape[0] / array.shape[1]
+    figure = Figure(figsize=(12, 4 * max(tall, 0.5) + 0.5), dpi=150, layout="constrained")
+    figure.suptitle(f"{maps.block}, stride {maps.stride}, assignment entropy {entropy:.2f}{idle}", fontsize=10)
+    panels: Any = figure.subfigures(1, 3)
+    axis = panels[0].subplots()
+    axis.imshow(array)
+    axis.set_title("input", fontsize=8)
+    axis.set_axis_off()
+    views = panels[1].subplots(ceil(len(chosen) / side), side, squeeze=False).flat
+    for axis in views:
         axis.set_axis_off()
-    grid = lower.subplots(rows, columns, squeeze=False)
-    for slot, axis in enumerate(grid.flat):
-        axis.imshow(weights[slot], cmap="magma", vmin=0, vmax=weights[slot].max() if normalize else peak)
-        axis.set_xticks([])
-        axis.set_yticks([])
-        for spine in axis.spines.values():
-            spine.set_visible(slot in chosen)
-            if slot in chosen:
-                spine.set(color=colors[chosen.index(slot)], linewidth=2)
+    for place, (slot, color) in enumerate(zip(chosen, colors, strict=True)):
+        axis = views[place]
+        axis.imshow(seen_through(array, enlarge(weights[slot : slot + 1] / weights[slot].max(), array.shape[:2])[0]))
+        axis.set_title(f"slot {slot}", fontsize=8, color=color)
+    rows, columns = maps.slot_grid
+    shown = weights / weights.max((1, 2), keepdims=True) if normalize else weights
+    axis = panels[2].subplots()
+    axis.imshow(mosaic(shown, rows, columns), cmap="magma", vmin=0, vmax=shown.max())
+    axis.set_title(f"all {len(weights)} assignment maps", fontsize=8)
+    axis.set_axis_off()
+    h, w = weights.shape[1] + 2, weights.shape[2] + 2
+    for slot, color in zip(chosen, colors, strict=True):
+        corner = (slot % columns * w - 0.5, slot // columns * h - 0.5)
+        axis.add_patch(Rectangle(corner, w, h, fill=False, edgecolor=color, linewidth=2))
     return figure
