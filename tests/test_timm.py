@@ -113,9 +113,9 @@ def test_groups_of_layers(variant: str) -> None:
         assert depth_of_block == sorted(depth_of_block)
         assert groups["stem.0.weight"] == 0
         assert groups["stem.0.weight"] < depth_of_block[0]
-        assert groups["norm.weight"] == depth_of_block[-1]  # as timm has it, with the layer before it
-        assert groups["norm.weight"] < groups["head.fc.weight"]
+        assert depth_of_block[-1] <= groups["norm.weight"] <= groups["head.fc.weight"]
         if not coarse:
+            assert groups["norm.weight"] == depth_of_block[-1]  # as timm has it, with the layer before it
             assert len(set(depth_of_block)) == sum(len(stage.blocks) for stage in model.stages)
 
 

@@ -155,6 +155,11 @@ def test_labels_of_other_data_are_refused(photos: Path, labels: Path, weights: P
             open_token_labels(path, images)
     with pytest.raises(UserError, match="another teacher"):
         label(photos, labels, weights, top=1)
+    tensors = torch.load(weights)
+    tensors["fc.bias"] += 1e-3
+    torch.save(tensors, tmp_path / "trained on.pth")
+    with pytest.raises(UserError, match="another teacher"):
+        label(photos, labels, tmp_path / "trained on.pth")
 
 
 def test_a_glmix_checkpoint_teaches(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -90,6 +90,16 @@ def test_a_released_file_in_the_weights_folder(tmp_path: Path, monkeypatch: pyte
     assert torch.equal(logits(timm.create_model("glnet_9g.in1k", pretrained=True, **SMALL)), logits(converted))
 
 
+def test_shipped_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come with the package: nothing is looked for elsewhere."""
+    monkeypatch.setenv("GLMIX_HOME", str(tmp_path))
+    model = timm.create_model("glnet_pico", pretrained=True)
+    assert model.num_classes == 10
+    fresh = timm.create_model("glnet_pico", pretrained=True, num_classes=3)
+    assert logits(fresh).shape == (2, 3)
+    assert torch.equal(fresh.forward_features(IMAGE), model.eval().forward_features(IMAGE))
+
+
 def test_no_second_copy_is_kept(tmp_path: Path) -> None:
     path = save(tmp_path / "a.pth", model=as_released(drawn("glnet_4g"), "glnet_4g"))
     for options in ({}, {"features_only": True}, {"features_only": True, "feature_cls": "getter"}):

@@ -1,6 +1,7 @@
 """`glmix label-tokens`."""
 
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ def label_tokens(
     columns = class_columns(teacher, names, model.num_classes, images.classes)
     side = size or config["input_size"][-1]
     dense = DenseTeacher(teacher, model, columns, side).to(pick_device())
-    header = (teacher, side, images.classes, digest_of(images), len(images), dense.grid, min(top, len(columns)))
+    name = f"{teacher} {fingerprint(model)}"  # other weights under the same name are another teacher
+    header = (name, side, images.classes, digest_of(images), len(images), dense.grid, min(top, len(columns)))
     begun = read_header(out)
     labels = TokenLabels(Path(out), *header, shard=begun.shard if begun else SHARD)
     if begun and begun != labels:
@@ -87,6 +89,14 @@ def label_tokens(
         f"{len(images)} images, {labels.grid[0]} x {labels.grid[1]} places, top {labels.top} of {len(columns)} classes"
     )
     print(f"next: glmix train --model glnet_4g_tklb --data {data} --token-labels {out} --mixup 0 --cutmix 0 --ema 0")
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A checksum of a model's weights."""
+    result = 0
+    for tensor in model.state_dict().values():
+        result = zlib.crc32(tensor.cpu().numpy().tobytes(), result)
+    return f"{result:08x}"
 
 
 def load_teacher(teacher: str, weights: str = "") -> tuple[Any, list[str] | None, dict[str, Any]]:

@@ -2,9 +2,9 @@
 
 A folder holds them, written by `glmix label-tokens`:
 
-- `labels.json`, the header: `format`, `teacher`, `size` (side in pixels that images were squashed to for the teacher),
-  `classes` (those of the data, in order), `digest` (of the images; see `digest_of`), `images` (their
-  number), `grid` (rows and columns of a map), `top` (scores kept per place) and `shard` (images per shard).
+- `labels.json`, the header: `format`, `teacher` (its name and a checksum of its weights), `size` (side in pixels that
+  images were squashed to for it), `classes` (those of the data, in order), `digest` (of the images; see `digest_of`),
+  `images` (their number), `grid` (rows and columns of a map), `top` (scores per place) and `shard` (images per shard).
 - `00000.safetensors`, `00001.safetensors`, ...: the maps of `shard` images each, in the order of the data's files. For
   n images, `classes` is uint16 (n, rows, columns, top), class indices, best first; `scores` is float16 of that shape,
   their probabilities, all 0 for an image that could not be read. The metadata holds `crc32` of both arrays' bytes.
@@ -28,7 +28,6 @@ import torch
 from numpy import ndarray
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from timm.data import create_transform
 from timm.data.auto_augment import RandAugment
 from torch import Tensor
 from torchvision.ops import roi_align
@@ -37,6 +36,7 @@ from torchvision.transforms import functional as TF
 from glmix.data.images import BadImage, ImageSet
 from glmix.data.loading import Batch, Images, Prepared, collate
 from glmix.data.samples import SampleSet
+from glmix.data.transforms import training_transform
 from glmix.errors import UserError
 from glmix.options import TrainOptions
 
@@ -222,19 +222,7 @@ class TokenTransform:
 
     def __init__(self, options: TrainOptions, image: dict[str, Any], grid: tuple[int, int], classes: int) -> None:
         self.grid, self.classes, self.hflip = grid, classes, options.hflip
-        crops, self.colours, self.finish = create_transform(
-            options.image_size,
-            is_training=True,
-            separate=True,
-            scale=(options.crop_scale, 1.0),
-            color_jitter=options.color_jitter,
-            auto_augment=options.auto_augment,
-            interpolation="random" if options.random_interpolation else image["interpolation"],
-            mean=tuple(image["mean"]),
-            std=tuple(image["std"]),
-            re_prob=options.random_erasing,
-            re_mode="pixel",
-        )
+        crops, self.colours, self.finish = training_transform(options, image, separate=True)
         self.crop = crops.transforms[0]
         if options.auto_augment:
             augment = self.colours.transforms[0]

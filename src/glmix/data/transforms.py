@@ -18,11 +18,12 @@ def evaluation_transform(image: dict[str, Any]) -> Any:
     )
 
 
-def training_transform(options: TrainOptions, image: dict[str, Any]) -> Any:
-    """Random crop, flip and the augmentations of `options`, then normalise."""
+def training_transform(options: TrainOptions, image: dict[str, Any], separate: bool = False) -> Any:
+    """Random crop, flip and the augmentations of `options`, then normalise; `separate` gives the three steps."""
     return create_transform(
         options.image_size,
         is_training=True,
+        separate=separate,
         scale=(options.crop_scale, 1.0),
         hflip=options.hflip,
         color_jitter=options.color_jitter,
