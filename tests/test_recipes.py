@@ -89,14 +89,15 @@ def test_built_at_full_settings(name: str):
     assert ("RandAugment" in described) == bool(options.auto_augment)
     assert ("RandomErasing" in described) == (options.random_erasing > 0)
     if name.startswith("imagenet1k"):
-        assert (options.weight_decay, options.clip_grad, options.min_lr, options.warmup_epochs) == (0.05, 5.0, 1e-5, 5)
-        assert (options.random_erasing, options.label_smoothing, options.eval_crop) == (0.25, 0.1, 0.875)
+        assert (options.weight_decay, options.min_lr, options.warmup_epochs) == (0.05, 1e-5, 5)
+        assert (options.random_erasing, options.auto_augment) == (0.25, "rand-m9-mstd0.5-inc1")
         if name.endswith("tklb"):
             assert (options.mixup, options.cutmix, options.random_interpolation) == (0, 0, True)
-            assert (options.dense_weight, options.auto_augment, options.repeats) == (0.5, None, 1)
+            assert (options.dense_weight, options.repeats, options.clip_grad, options.eval_crop) == (0.5, 1, 0, 0.96)
         else:
             assert (options.mixup, options.cutmix, options.mix_prob, options.repeats) == (0.8, 1.0, 1.0, 3)
-            assert options.auto_augment == "rand-m9-mstd0.5-inc1" and global_batch == 2048
+            assert (options.clip_grad, options.label_smoothing, options.eval_crop) == (5.0, 0.1, 0.875)
+            assert global_batch == 2048
 
 
 SMALL = "--epochs 1 --batch-size 4 --limit-train-batches 2 --image-size 64 --eval-size 64 --start-size 0 --workers 0 --val-every 1".split()

@@ -102,6 +102,8 @@ def prepare(options: TrainOptions, rank: int = 0, world_size: int = 1) -> tuple[
     side = options.eval_size or options.image_size
     image = {"input_size": (model.in_chans, side, side), "crop_pct": options.eval_crop}
     image |= {k: cfg[k] for k in ("mean", "std", "interpolation")}
+    if model.token_labeling and not options.token_labels and rank == 0:
+        print("no --token-labels: the head for places learns from the class label alone", file=sys.stderr)
     kind: type[Classifier] = Classifier
     gather: Callable[[list[Any]], Batch] = collate
     if options.token_labels:
