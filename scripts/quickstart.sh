@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The main job in small, on generated scenes: train, evaluate, predict, look into the slots.
 set -euo pipefail
-out=quickstart
+out=${1:-quickstart}
 rm -rf "$out"
 
 echo "1. Training a small GLNet on generated scenes (textured shapes on textured grounds)"

@@ -34,7 +34,7 @@ TABLE = {
     "finetune/linear_probe": ((OWN, 5, 1), 5e-3, 31 * 10, 0.0, 0.0),
     "small/imagenette_pico": ((IMAGENETTE, 10, 1), 2e-3, 147 * 40, 0.05, 0.999),
     "small/tiny_imagenet_pico": ((TINY, 200, 1), 2e-3, 781 * 60, 0.1, 0.9995),
-    "small/scenes": ((SCENES, 8, 1), 1.5e-3, 125 * 12, 0.0, 0.99),
+    "small/scenes": ((SCENES, 8, 1), 1.5e-3, 125 * 8, 0.0, 0.99),
 }
 
 

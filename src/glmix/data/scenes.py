@@ -15,7 +15,7 @@ import numpy as np
 from numpy import ndarray
 from PIL import Image
 
-MAIN = 0.28, 0.42  # root of an object's area, in sides of the image
+MAIN = 0.36, 0.52  # root of an object's area, in sides of the image
 SMALL = 0.11, 0.16
 OFFSET = 0.1  # how far from the middle the main object's centre can be, in sides, along each axis
 STRETCH = 0.15  # largest |log| of the stretch along one axis; the other shrinks by as much
@@ -153,7 +153,7 @@ def _colours(rng: np.random.Generator, others: list[ndarray]) -> ndarray:
     first = rng.random((32, 1, 3), dtype=np.float32)
     greyness = 0.7 * rng.random((32, 1, 1), dtype=np.float32)
     first += greyness * (first.mean(-1, keepdims=True) - first)
-    second = first + rng.normal(0, 0.25, first.shape).astype(np.float32)
+    second = first + rng.normal(0, 0.12, first.shape).astype(np.float32)
     tries = np.concatenate([first, second.clip(0, 1)], 1)
     weights = np.linspace(0, 1, 4, dtype=np.float32)
     blend = np.stack([1 - weights, weights], 1)
