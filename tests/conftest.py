@@ -43,3 +43,15 @@ def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = "--epochs 2 --batch-size 8 --image-size 32 --workers 0 --precision fp32 --lr 1e-3 --seed 3".split()
     assert main(["train", "--data", str(photos), "--out", str(out), *options]) == 0
     return out
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for report in terminalreporter.stats.get("skipped", []):
+        terminalreporter.write_line(f"skipped: {report.nodeid}: {report.longrepr[2]}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With GLMIX_NO_SKIPS set, as in .ci/run, a test that was skipped is a failure."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("GLMIX_NO_SKIPS") and reporter is not None and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

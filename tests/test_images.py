@@ -60,11 +60,11 @@ def test_unusable_files_are_named(data: bytes):
 
 
 def test_gigapixel_files_are_bounded_or_refused():
-    huge = encoded(Image.new("L", (30000, 14000)), "JPEG", quality=10)
-    with pytest.raises(BadImage, match="too many pixels"):
-        decode(huge, "huge.jpg")
-    large = decode(encoded(Image.new("L", (12000, 9000)), "JPEG", quality=10), "large.jpg")
-    assert max(large.size) <= 8192  # decoded at a fraction, not in full
+    huge = decode(encoded(Image.new("L", (30000, 14000)), "JPEG", quality=10), "huge.jpg")
+    assert huge.size == (15000, 7000)  # decoded at a fraction, not in full
+    assert huge.info["full_size"] == (30000, 14000)
+    with pytest.raises(BadImage, match=r"huge\.png: too many pixels"):
+        decode(encoded(Image.new("1", (30000, 14000)), "PNG"), "huge.png")
 
 
 def test_missing_file_is_named():

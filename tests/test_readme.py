@@ -50,5 +50,5 @@ def test_nothing_names_a_machine_or_a_registry():
     forbidden = re.compile(r"/work/|/root/|/tmp/|pypi\.org|files\.pythonhosted|registry\.npmjs|deb\.debian")
     for folder in ("src", "recipes", "docs", "scripts"):
         for path in (ROOT / folder).rglob("*"):
-            if path.suffix in (".py", ".md", ".yaml", ".sh", ".toml"):
+            if path.suffix in (".py", ".md", ".yaml", ".sh", ".toml", ".html", ".ipynb"):
                 assert not forbidden.search(path.read_text()), path

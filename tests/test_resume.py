@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,6 +128,29 @@ def test_disk_full_while_saving_keeps_the_point_before(
     assert "No space left" in capsys.readouterr().err
     assert not list((tmp_path / "run").glob(".*.part"))
     assert train(photos, tmp_path / "run", "--resume") == 0
+    assert_same(undisturbed, tmp_path / "run")
+
+
+@pytest.mark.parametrize("hook", ["training_step", "validation_step"])
+def test_vanished_data_stops_the_run_and_it_goes_on(
+    hook: str, photos: Path, undisturbed: Path, tmp_path: Path, monkeypatch, capsys
+):
+    data, away, original = tmp_path / "data", tmp_path / "away", getattr(Classifier, hook)
+    shutil.copytree(photos, data)
+
+    def vanish(self, batch, index):
+        result = original(self, batch, index)
+        if self.current_epoch == 1 and data.exists():
+            data.rename(away)
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, hook, vanish)
+        assert train(data, tmp_path / "run") == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert f"bring {data} back" in message and "No such file" in message and "--resume" in message
+    away.rename(data)
+    assert train(data, tmp_path / "run", "--resume") == 0
     assert_same(undisturbed, tmp_path / "run")
 
 

@@ -51,15 +51,24 @@ def options_of(function: Any) -> tuple[dict[str, Any], type | None]:
 
 
 def normalize(arguments: list[str], options: dict[str, Any]) -> list[str]:
-    """Hyphens in option names to underscores, and `--json` alone to `--json=true`."""
+    """Hyphens in option names to underscores, `--json` alone to `--json=true`, `--blocks 2 5` to `--blocks=[2, 5]`."""
     result: list[str] = []
+    taken = 0
     for i, argument in enumerate(arguments):
+        if i < taken:
+            continue
         name, equals, value = argument.partition("=")
         if name.startswith("--"):
             plain = name[2:].replace("-", "_")
             following = arguments[i + 1] if i + 1 < len(arguments) else ""
             if options.get(plain) is bool and not equals and following.lower() not in ("true", "false"):
                 equals, value = "=", "true"
+            if "list[int]" in str(options.get(plain)) and not equals:
+                taken = i + 1
+                while taken < len(arguments) and re.fullmatch(r"-?\d+", arguments[taken]):
+                    taken += 1
+                if taken > i + 1:
+                    equals, value = "=", f"[{','.join(arguments[i + 1 : taken])}]"
             argument = f"--{plain}{equals}{value}"
         result.append(argument)
     return result
@@ -72,7 +81,8 @@ def parse(command: str, arguments: list[str]) -> tuple[Any, Any]:
     parser = Parser(prog=f"glmix {command}", description=(function.__doc__ or "").split("\n\n")[0])
     positional = [name for name in options if name in POSITIONAL]
     for name in positional:
-        parser.add_argument(name, nargs=POSITIONAL[name])
+        default = inspect.signature(function).parameters[name].default
+        parser.add_argument(name, nargs=POSITIONAL[name] if default is inspect.Parameter.empty else "*")
     if schema is not None:
         parser.add_argument("--config", action="config", help="a recipe: a YAML file of these options")
         parser.add_class_arguments(schema, None, as_group=False)

@@ -1,14 +1,22 @@
 """`glmix eval`."""
 
 import json as json_module
+import sys
 from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
 
 from glmix.commands.common import default_workers, load_for_images, pick_device
 from glmix.data.loading import EpochOrder, Images, Prepared, make_loader
+from glmix.data.masks import open_masks
 from glmix.data.sources import open_evaluation
 from glmix.errors import UserError
-from glmix.models import SHIPPED
+from glmix.models import SHIPPED, GLNet, create_model
+from glmix.models.weights import Checkpoint
 from glmix.tasks.evaluation import evaluate, shuffled_slots
+from glmix.tasks.slot_quality import MEASURES, save_quality, slot_quality
 
 
 def eval(  # noqa: A001  (the command's name)
@@ -19,37 +27,60 @@ def eval(  # noqa: A001  (the command's name)
     slot_grid: tuple[int, int] | None = None,
     shuffle_slots: bool = False,
     workers: int = -1,
+    task: str = "classify",
+    random_weights: bool = False,
+    limit: int = 0,
+    figure: str = "",
     json: bool = False,
 ) -> None:
-    """Accuracy of a model on labelled images.
+    """Accuracy of a model on labelled images; or, with --task slots, how well its slots match masks of objects.
 
     Args:
-        data: as for `glmix train`; the validation split where it has one, else all of it.
+        data: as for `glmix train`; the validation split where it has one, else all of it. For slots: a folder in
+            PASCAL VOC's layout (the split val), or 'scenes'.
         checkpoint: run folder, file (ours or a released one) or model name; left out, the weights that ship.
         batch_size: images at a time; 0 for that of the run, whose number is then repeated exactly.
         image_size: side of the images; 0 for that of the checkpoint.
         slot_grid: rows and columns of the pooled slots, such as [2, 2], to see what fewer or more of them do.
         shuffle_slots: give every pixel another slot's content: what is lost is what the slots carry.
         workers: processes that load images; -1 chooses.
+        task: classify, or slots: best-match IoU, boundary recall and purity of each block's slots, beside square
+            patches and SLIC superpixels.
+        random_weights: the model as it is before training, for comparison.
+        limit: images at most; 0 for all.
+        figure: file for a picture of the slots' measures over depth, such as quality.png.
         json: print one JSON object instead of a sentence.
     """
+    if task not in ("classify", "slots"):
+        raise UserError(f"--task {task}: classify or slots")
     model, described, transform = load_for_images(checkpoint, image_size)
-    images = open_evaluation(data)
-    match_labels(images, described.classes, data)
+    if random_weights:
+        torch.manual_seed(0)
+        model = create_model(described.model, num_classes=model.num_classes, **described.model_args).eval()
+        model.to(pick_device())
     try:
         if slot_grid is not None:
             model.set_slot_grid(slot_grid)
     except ValueError as error:
         raise UserError(f"--slot-grid: {error}") from error
+    if task == "slots":
+        eval_slots(model, described, data, limit, figure, json)
+        return
+    if figure:
+        raise UserError("--figure: only with --task slots")
+    images = open_evaluation(data)
+    match_labels(images, described.classes, data)
     dataset = Prepared(images, transform)
     loader = make_loader(
         dataset,
-        EpochOrder(len(dataset), shuffle=False),
+        EpochOrder(min(limit or len(dataset), len(dataset)), shuffle=False),
         batch_size or described.info.get("batch_size", 64),
         default_workers() if workers < 0 else workers,
     )
     with shuffled_slots(model) if shuffle_slots else nullcontext():
         scores, skipped = evaluate(model, loader, len(described.classes), pick_device())
+    if not scores["images"]:
+        raise UserError(f"{data}: none of {len(skipped)} images can be read (first: {skipped[0]})")
     if json:
         print(json_module.dumps(scores | {"skipped": skipped}))
         return
@@ -73,3 +104,40 @@ def match_labels(images: Images, classes: list[str], data: str) -> None:
             f"(first: {unknown[0]}; the model's first: {classes[0]}); use a model trained on these classes"
         )
     images.labels[:] = [index[images.classes[label]] for label in images.labels]
+
+
+def eval_slots(model: GLNet, described: Checkpoint, data: str, limit: int, figure: str, json: bool) -> None:
+    """Print the measures of the slots of every block, and of what they are compared with."""
+    if not model.slot_mixers():
+        raise UserError("this model has no GLMix blocks, so no slots to measure")
+    images = open_masks(data)
+
+    def progress(done: int, count: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{done}/{count}", end="" if done < count else "\n", file=sys.stderr, flush=True)
+
+    scores, used, skipped = slot_quality(model, images, described.image, limit, progress)
+    if not used:
+        raise UserError(f"{data}: none of {len(skipped)} images can be read (first: {skipped[0]})")
+    if figure:
+        try:
+            save_quality(scores, Path(figure), f"{described.model}, {used} images of {Path(data).name}")
+        except ValueError as error:
+            raise UserError(f"--figure {figure}: {error}") from error
+    if json:
+        print(json_module.dumps({"images": used, "skipped": skipped, "measures": scores}))
+        return
+    print(f"{used} images; a region is where a slot is the strongest")
+    print(table(scores))
+    if skipped:
+        print(f"skipped {len(skipped)} unusable images:", *skipped, sep="\n  ")
+
+
+def table(scores: dict[str, dict[str, Any]]) -> str:
+    """Rows of measures."""
+    columns = {"entropy": "entropy"} | MEASURES | {"regions": "regions", "boundary": "boundary pixels"}
+    lines = [f"{'':<18}" + "".join(f"{label:>17}" for label in columns.values())]
+    for name, row in scores.items():
+        cells = [f"{row[key]:.1f}" if key == "regions" else f"{row[key]:.3f}" if key in row else "" for key in columns]
+        lines.append(f"{name:<18}" + "".join(f"{cell:>17}" for cell in cells))
+    return "\n".join(lines)

@@ -27,7 +27,7 @@ from glmix.errors import UserError, needs
 from glmix.models import GLNet, check_name, config_of, create_model, load_body
 from glmix.models.weights import Checkpoint
 from glmix.options import TrainOptions
-from glmix.tasks.explain import IDLE
+from glmix.tasks.figures import IDLE
 
 with needs("train"):
     import lightning.pytorch as pl

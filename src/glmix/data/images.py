@@ -6,11 +6,13 @@ import os
 import tarfile
 import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from timm.data import ImageNetInfo
 
 from glmix.errors import UserError
@@ -18,6 +20,7 @@ from glmix.errors import UserError
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jfif")
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}
 DRAFT_SIDE = 4096  # a JPEG larger than this is decoded at a fraction of its size
+MOST_PIXELS = 178_956_970  # to decode: where Pillow, too, refuses
 
 
 class BadImage(Exception):  # noqa: N818  (a thing found in the data, not a failure of the program)
@@ -27,6 +30,8 @@ class BadImage(Exception):  # noqa: N818  (a thing found in the data, not a fail
 def decode(data: bytes, name: str) -> Image.Image:
     """RGB image from the bytes of a file: EXIF rotation applied, transparency put on white, 16 bit brought to 8.
 
+    Its `info["full_size"]` is the size (W, H) of the file's image, of which a huge JPEG is decoded at a fraction.
+
     Raises:
         BadImage: not an image, damaged, truncated, or of more pixels than can safely be decoded.
     """
@@ -35,8 +40,13 @@ def decode(data: bytes, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            file = Image.open(io.BytesIO(data))
+            with no_pixel_limit():
+                file = Image.open(io.BytesIO(data))
+            width, height = file.size
             file.draft("RGB", (DRAFT_SIDE, DRAFT_SIDE))
+            if file.width * file.height > MOST_PIXELS:
+                raise BadImage(f"{name}: too many pixels to decode safely; save a smaller copy")
+            turned = file.getexif().get(ExifTags.Base.Orientation, 1) >= 5
             image: Image.Image = ImageOps.exif_transpose(file)
             if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
                 values = np.asarray(image, dtype=np.float32)
@@ -45,12 +55,24 @@ def decode(data: bytes, name: str) -> Image.Image:
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return image.convert("RGB")
-    except Image.DecompressionBombError as error:
-        raise BadImage(f"{name}: too many pixels to decode safely; save a smaller copy") from error
+            image = image.convert("RGB")
+            image.info["full_size"] = (height, width) if turned else (width, height)
+            return image
+    except BadImage:
+        raise
     except Exception as error:  # Pillow's decoders raise nearly every kind on damaged files
         reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error).splitlines()[0][:100]
         raise BadImage(f"{name}: {reason}") from error
+
+
+@contextmanager
+def no_pixel_limit() -> Iterator[None]:
+    """Within it Pillow opens any size: a JPEG can be huge, and small at the fraction at which it will be decoded."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def read_image(path: str | Path) -> Image.Image:

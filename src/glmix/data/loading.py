@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from glmix.data.images import BadImage
 
+TRIES = 1000  # images tried in place of an unusable one: a damaged folder is passed over, vanished data is not walked
+
 
 class Images(Protocol):
     """Labelled images by index: files (`ImageSet`) or generated ones (`SceneSet`)."""
@@ -66,7 +68,8 @@ def seeded(*key: int) -> Iterator[None]:
 class Prepared(Dataset):
     """Images through a transform. Asked with (epoch, index, repeat); randomness depends on these and the seed alone.
 
-    In training an unusable image is replaced by the next usable one; in evaluation it is left out. Both are reported.
+    In training an unusable image is replaced by the next usable one of `TRIES`; in evaluation it is left out. Both are
+    reported.
     """
 
     def __init__(self, images: Images, transform: Any, seed: int = 0, replace_bad: bool = False) -> None:
@@ -79,7 +82,7 @@ class Prepared(Dataset):
         epoch, index, repeat = key
         skipped: list[str] = []
         with seeded(self.seed, epoch, index, repeat):
-            for _ in range(len(self) if self.replace_bad else 1):
+            for _ in range(min(len(self), TRIES) if self.replace_bad else 1):
                 try:
                     return self.transform(self.images.read(index)), self.images.labels[index], skipped
                 except BadImage as error:

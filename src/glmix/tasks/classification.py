@@ -88,9 +88,16 @@ class Classifier(pl.LightningModule):
         grown = o.start_size + (o.image_size - o.start_size) * self.current_epoch / (o.epochs * 2 / 3)
         return int(grown) // 16 * 16
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        if not len(batch.labels):
-            return None
+    def check_readable(self, batch: Batch) -> None:
+        """Stop where nothing of a batch can be read: the data is gone, and what was learned must not be lost."""
+        if not len(batch.labels) and len(batch.skipped) > 1:
+            raise UserError(
+                f"no image of a whole batch can be read any more ({batch.skipped[0]}); "
+                f"bring {self.options.data} back, then the same command with --resume goes on"
+            )
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.check_readable(batch)
         # everything random in a step hangs on the seed and the step alone, so a cut run repeats it
         step = batch_idx * self.trainer.world_size + self.global_rank
         with seeded(self.options.seed, self.current_epoch, step), self.attention_kernel():
@@ -130,6 +137,7 @@ class Classifier(pl.LightningModule):
             self.ema.update(self.model, step=self.global_step + 1)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.check_readable(batch)
         self.skipped.update(batch.skipped)
         if not len(batch.labels):
             return

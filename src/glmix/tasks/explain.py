@@ -1,120 +1,75 @@
-"""Pictures of the slots: what each one gathers, and which few of them stand for the rest."""
+"""A look at one photo: the whole of it, at a bounded size, through every GLMix block."""
 
-from itertools import combinations
-from math import ceil, comb
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-from matplotlib import colormaps
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
+from torchvision.transforms.functional import normalize, pil_to_tensor
 
-from glmix.models.slot_maps import SlotMaps
+from glmix.models import GLNet
+from glmix.models.slot_maps import SlotMaps, slot_maps
 
-IDLE = 0.97  # normalised assignment entropy from which slots count as idle: nothing to see in their maps
+LONGEST = 4  # times the shorter side that the network is given: a longer photo is seen smaller
+SHOWN = 384, 1024  # least and largest longer side, in pixels, of the photo in figures
 
 
-def representative_slots(assignment: torch.Tensor, count: int = 4) -> list[int]:
-    """Indices of the slots that best stand for all: medoids of the assignment maps, each weighted by its area.
+@dataclass
+class Look:
+    """A photo and the slots that a model made of it.
+
+    Attributes:
+        name: of the photo.
+        photo: the file's size, (W, H).
+        seen: its size for the network, (W, H).
+        shown: the photo for figures.
+        maps: of every GLMix block, for this one image; on the CPU.
+    """
+
+    name: str
+    photo: tuple[int, int]
+    seen: tuple[int, int]
+    shown: Image.Image
+    maps: list[SlotMaps]
+
+
+def seen_size(photo: tuple[int, int], side: int) -> tuple[int, int]:
+    """Size (W, H) at which the network sees a photo: the shorter side is `side`, the longer at most `LONGEST` times that."""
+    scale = min(side / min(photo), LONGEST * side / max(photo))
+    return max(32, round(photo[0] * scale)), max(32, round(photo[1] * scale))
+
+
+def shown_photo(photo: Image.Image) -> Image.Image:
+    """The photo with a longer side within `SHOWN`, so that neither a thumbnail nor a poster spoils a figure."""
+    longer = max(photo.size)
+    scale = min(max(longer, SHOWN[0]), SHOWN[1]) / longer
+    return photo.resize(
+        (max(1, round(photo.width * scale)), max(1, round(photo.height * scale))), Image.Resampling.LANCZOS
+    )
+
+
+def prepare_whole(photo: Image.Image, image: dict[str, Any]) -> Tensor:
+    """The whole photo as the network's input (C, H, W), its aspect kept, by a checkpoint's `image` entry."""
+    channels, _, side = image["input_size"]
+    seen = photo.convert("L" if channels == 1 else "RGB").resize(seen_size(photo.size, side), Image.Resampling.BICUBIC)
+    return normalize(pil_to_tensor(seen).float() / 255, list(image["mean"]), list(image["std"]))
+
+
+def look(model: GLNet, photo: Image.Image, image: dict[str, Any], name: str = "", attention: bool = True) -> Look:
+    """What `model` makes of a photo.
 
     Args:
-        assignment: (M, h, w), weights of M slots over a grid, of one image.
-        count: how many; fewer are returned where fewer slots differ.
-
-    Returns:
-        Slot indices, the one with the largest cluster first. Deterministic: an exhaustive search where it is small,
-        else the build and swap phases of PAM (Kaufman and Rousseeuw, 1990), ties to the lower index.
+        model: with the weights of a checkpoint.
+        photo: RGB, of any size and aspect.
+        image: how the checkpoint prepares images: `input_size`, whose last entry the photo's shorter side becomes,
+            `mean` and `std`.
+        name: of the photo.
+        attention: also keep the attention among slots.
     """
-    maps = assignment.detach().float().cpu().flatten(1).numpy()
-    mass = maps.sum(1)  # a slot that takes in much of the image counts for more
-    maps = maps / np.maximum(np.linalg.norm(maps, axis=1, keepdims=True), 1e-12)
-    distance = np.sqrt(np.maximum(2 - 2 * maps @ maps.T, 0)).round(5)
-    distinct = [i for i in range(len(maps)) if not any(distance[i, j] == 0 for j in range(i))]
-    count = min(count, len(distinct))
-
-    def cost(chosen: tuple[int, ...]) -> float:
-        return float((mass * distance[:, chosen].min(1)).sum())
-
-    if comb(len(distinct), count) <= 5000:
-        best = min(combinations(distinct, count), key=cost)
-    else:
-        best = ()
-        for _ in range(count):
-            best = min(((*best, i) for i in distinct if i not in best), key=cost)
-        while True:
-            swaps = [(*(b for b in best if b != out), new) for out in best for new in distinct if new not in best]
-            better = min(swaps, key=cost)
-            if cost(better) >= cost(best) - 1e-9:
-                break
-            best = better
-    sizes = np.bincount(distance[:, best].argmin(1), weights=mass, minlength=count)
-    return [best[i] for i in np.argsort(-sizes, kind="stable")]
-
-
-def enlarge(maps: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """Maps (n, h, w) at `size` (H, W) of the image, bilinear."""
-    grown = torch.nn.functional.interpolate(torch.from_numpy(maps)[None], size=size, mode="bilinear", antialias=False)
-    return grown[0].numpy()
-
-
-def seen_through(image: NDArray[np.uint8], weights: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The image (H, W, 3) in its colours where `weights` (H, W) in [0, 1] are high, pale grey elsewhere."""
-    alpha = np.clip(weights, 0, 1)[..., None]
-    pale = 190 + 0.25 * image.mean(2, keepdims=True)
-    return (image * alpha + pale * (1 - alpha)).astype(np.uint8)
-
-
-def mosaic(maps: NDArray[np.float32], rows: int, columns: int) -> NDArray[np.float32]:
-    """Maps (rows * columns, h, w) side by side in one array, with a gap of NaN around each."""
-    padded = np.pad(maps, ((0, 0), (1, 1), (1, 1)), constant_values=np.nan)
-    h, w = padded.shape[1:]
-    return padded.reshape(rows, columns, h, w).swapaxes(1, 2).reshape(rows * h, columns * w)
-
-
-def plot_slots(image: Image.Image, maps: SlotMaps, index: int = 0, count: int = 4, normalize: bool = False) -> Figure:
-    """Figure of one image: itself, the image seen through the representative slots, and all assignment maps of a block.
-
-    Args:
-        image: as the network saw it (the crop, before normalisation).
-        maps: of a block, from `slot_maps`.
-        index: which image of the batch.
-        count: number of representative slots.
-        normalize: give each assignment map a scale of its own; by default all share one, so that faint ones look
-            faint. The views through representative slots always fill their scale.
-    """
-    weights = maps.assignment[index].float().cpu().numpy()
-    array = np.asarray(image)
-    chosen = representative_slots(maps.assignment[index], count)
-    colors = colormaps["tab10"](np.arange(len(chosen)))
-    entropy = float(maps.entropy()[index])
-    idle = " — idle: assignment close to uniform, what these maps show is noise" if entropy >= IDLE else ""
-    side = ceil(len(chosen) ** 0.5)
-    tall = array.shape[0] / array.shape[1]
-    figure = Figure(figsize=(12, 4 * max(tall, 0.5) + 0.5), dpi=150, layout="constrained")
-    figure.suptitle(f"{maps.block}, stride {maps.stride}, assignment entropy {entropy:.2f}{idle}", fontsize=10)
-    panels: Any = figure.subfigures(1, 3)
-    axis = panels[0].subplots()
-    axis.imshow(array)
-    axis.set_title("input", fontsize=8)
-    axis.set_axis_off()
-    views = panels[1].subplots(ceil(len(chosen) / side), side, squeeze=False).flat
-    for axis in views:
-        axis.set_axis_off()
-    for place, (slot, color) in enumerate(zip(chosen, colors, strict=True)):
-        axis = views[place]
-        axis.imshow(seen_through(array, enlarge(weights[slot : slot + 1] / weights[slot].max(), array.shape[:2])[0]))
-        axis.set_title(f"slot {slot}", fontsize=8, color=color)
-    rows, columns = maps.slot_grid
-    shown = weights / weights.max((1, 2), keepdims=True) if normalize else weights
-    axis = panels[2].subplots()
-    axis.imshow(mosaic(shown, rows, columns), cmap="magma", vmin=0, vmax=shown.max())
-    axis.set_title(f"all {len(weights)} assignment maps", fontsize=8)
-    axis.set_axis_off()
-    h, w = weights.shape[1] + 2, weights.shape[2] + 2
-    for slot, color in zip(chosen, colors, strict=True):
-        corner = (slot % columns * w - 0.5, slot // columns * h - 0.5)
-        axis.add_patch(Rectangle(corner, w, h, fill=False, edgecolor=color, linewidth=2))
-    return figure
+    tensor = prepare_whole(photo, image)
+    maps = slot_maps(model, tensor[None], attention)
+    for block in maps:
+        block.logits = block.logits.cpu()
+        block.attention = None if block.attention is None else block.attention.cpu()
+    seen = (tensor.shape[2], tensor.shape[1])
+    return Look(name, photo.info.get("full_size", photo.size), seen, shown_photo(photo), maps)
