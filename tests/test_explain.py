@@ -53,7 +53,7 @@ def test_every_figure_in_every_format(pictures: list[Path], tmp_path: Path, caps
     assert sorted(p.name for p in out.iterdir()) == sorted(
         f"{name}.{kind}.{suffix}" for name in ("wide", "tall") for kind in KINDS for suffix in ("png", "pdf", "svg")
     )
-    assert "wide: 400 x 90 pixels, seen at 640 x 144" in text
+    assert "wide.png: 400 x 90 pixels, seen at 640 x 144" in text
     for kind in KINDS:
         with Image.open(out / f"wide.{kind}.png") as picture:
             picture.load()
@@ -87,7 +87,7 @@ def test_seen_size_is_bounded() -> None:
 def test_huge_photo_is_seen_small_and_said_so(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     Image.new("RGB", (20_000, 12_000), (90, 120, 30)).save(tmp_path / "poster.jpg")
     text = output(capsys, "explain", tmp_path / "poster.jpg", "--out", tmp_path / "o", "--figures", "regions")
-    assert "poster: 20000 x 12000 pixels, seen at 267 x 160" in text
+    assert "poster.jpg: 20000 x 12000 pixels, seen at 267 x 160" in text
 
 
 def titles(figure: Figure) -> str:
@@ -113,6 +113,9 @@ def test_figures_tell_the_entropy_and_where_slots_are_idle(seen: Look, idle: Loo
         assert "idle" not in titles(figure), kind
     for kind, figure in plots(idle).items():
         assert "idle: the assignment is close to uniform" in titles(figure), kind
+    photo = np.asarray(idle.shown)
+    view = figures.seen_through_slot(photo, idle.maps[-1].assignment[0], 3, idle=True)
+    assert np.abs(view - figures.seen_through(photo, np.zeros(photo.shape[:2], np.float32)).astype(int)).max() <= 5
 
 
 def test_maps_share_one_scale_unless_asked(seen: Look) -> None:
@@ -193,6 +196,9 @@ def test_photos_of_one_name_do_not_overwrite_each_other(
     (["--slot", "49"], "no slot 49; this block has 0 to 48"),
     (["--image-size", "16"], "below 32"),
     (["--folder", "somewhere"], "not both"),
+    (["--merge", "5"], "between 0 and 1"),
+    (["--slot", "-5"], "--slot -5"),
+    (["--blocks", "0,99"], "no GLMix block 99"),
 ])  # fmt: skip
 def test_mistakes(
     arguments: list[str], words: str, pictures: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture
@@ -210,6 +216,10 @@ def test_more_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert "no such folder" in mistake(capsys, "explain", "--folder", tmp_path / "none", "--out", tmp_path / "o")
     (tmp_path / "empty").mkdir()
     assert "no images" in mistake(capsys, "explain", "--folder", tmp_path / "empty", "--out", tmp_path / "o")
+    assert "--report" in mistake(capsys, "explain", "--folder", tmp_path, "--report", "--out", tmp_path / "o")
+    assert "File exists" in mistake(capsys, "explain", tmp_path / "text.jpg", "--out", tmp_path / "text.jpg")
+    with pytest.raises(ValueError, match="at least 1"):
+        glmix.representative_slots(torch.rand(3, 2, 2), 0)
 
 
 def main_error(capsys: pytest.CaptureFixture, *arguments: object) -> str:
@@ -261,16 +271,64 @@ def test_folder(album: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monk
             assert found["block"] == maps.block and found["stride"] == 16 and tuple(found["photo"]) == photo.size
             assert tuple(found["slot_grid"]) == (7, 7) and len(found["representatives"]) == 4
 
-    # what is there is kept, what is missing is made, and only that
-    kept = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file() and p.name != "settings.json"}
-    gone = [out / "arrays" / arrays[0], sheets[0]]
-    for path in gone:
-        path.unlink()
-    output(capsys, *options)
-    assert all(path.exists() for path in gone)
-    changed = {p for p, t in kept.items() if p.stat().st_mtime_ns != t}
-    assert changed - set(gone) <= {sheets[0].with_suffix(".json")}
-    assert "holds what other settings made" in mistake(capsys, *options, "--block", 0)
+    def again() -> set[str]:
+        """The arrays and sheets that the same command writes anew; it names the unreadable file each time."""
+        before = {p: p.stat().st_mtime_ns for p in made()}
+        assert "broken.png" in output(capsys, *options)
+        return {str(p.relative_to(out)) for p in made() if p.stat().st_mtime_ns != before.get(p)}
+
+    def made() -> list[Path]:
+        return [p for p in out.rglob("*") if p.suffix in (".npz", ".png")]
+
+    first = f"arrays/{arrays[0]}"
+    assert again() == set()
+    (out / first).unlink()
+    assert again() == {first, "contact-sheet-001.png"}
+    (out / first).write_bytes((out / first).read_bytes()[:100])  # damaged
+    assert again() == {first, "contact-sheet-001.png"}
+    sheets[1].unlink()
+    assert again() == {"contact-sheet-002.png"}
+    Image.new("RGB", (50, 40), "red").save(album / photos[0])  # another photo under the same name
+    assert again() == {first, "contact-sheet-001.png"}
+    with np.load(out / first) as found:
+        assert tuple(found["photo"]) == (50, 40)
+    for name in photos[-5:]:
+        (album / name).unlink()
+    again()
+    assert sorted(out.glob("contact-sheet-*.png")) == sheets[:2]
+    for other in (["--block", 0], ["--checkpoint", weights(tmp_path / "other.safetensors")]):
+        assert "holds what other settings made" in mistake(capsys, *options, *other)
+    assert "holds what other settings made" in mistake(capsys, *options[:1], "--folder", tmp_path, *options[3:])
+    (out / "settings.json").write_text("{")
+    assert "holds what other settings made" in mistake(capsys, *options)
+
+
+def weights(path: Path) -> Path:
+    """An untrained glnet_pico with the options of the shipped one."""
+    model, described = load(SHIPPED)
+    fresh = glmix.create_model("glnet_pico", num_classes=model.num_classes, **described.model_args)
+    described.state_dict = fresh.state_dict()
+    write_checkpoint(path, described)
+    return path
+
+
+def test_folder_with_odd_names(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Long names, links, characters of every kind, and results inside the folder itself."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    scene = Image.fromarray(make_scene(4, 2, 48).image)
+    names = [f"{'l' * 245}.png", "a b'c\"#%&<é😀>.png", "thin.png"]
+    for name in names:
+        (scene.resize((1, 60)) if name == "thin.png" else scene).save(folder / name)
+    (tmp_path / "elsewhere").mkdir()
+    scene.save(tmp_path / "elsewhere" / "linked.png")
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    options = ["explain", "--folder", folder, "--out", folder / "slots", "--image-size", 32]
+    assert "4/4" in output(capsys, *options)
+    assert "4/4" in output(capsys, *options)
+    assert len(list((folder / "slots" / "arrays").rglob("*.npz"))) == 4
+    output(capsys, "explain", *(folder / n for n in names), "--out", tmp_path / "o", "--figures", "regions", "--report")
+    assert len(list((tmp_path / "o").iterdir())) == 4
 
 
 def test_folder_goes_on_after_a_cut(album: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch) -> None:
@@ -299,7 +357,7 @@ def test_folder_goes_on_after_a_cut(album: Path, tmp_path: Path, capsys: pytest.
     for name in (n for n in names[0] if n.endswith(".npz")):
         with np.load(tmp_path / "whole" / name) as one, np.load(tmp_path / "cut" / name) as other:
             np.testing.assert_allclose(one["assignment"], other["assignment"], atol=1e-3)
-    assert json.loads((tmp_path / "cut" / "settings.json").read_text())["block"] == -1
+    assert json.loads((tmp_path / "cut" / "settings.json").read_text())["block"] == 8
 
 
 def glmix_main(*arguments: object) -> int:

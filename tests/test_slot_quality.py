@@ -12,7 +12,7 @@ from test_commands import mistake, output
 from glmix.data.masks import VOID, open_masks
 from glmix.data.scenes import SceneSet
 from glmix.tasks.regions import boundaries, merge_slots, square_patches, strongest_slots
-from glmix.tasks.slot_quality import best_iou, boundary_recall, measure, overlaps, purity
+from glmix.tasks.slot_quality import best_iou, boundary_recall, bounded, measure, overlaps, purity
 
 HALVES = np.repeat([[0, 1]], 8, 0).repeat(4, 1)  # 8 x 8, left and right
 
@@ -134,12 +134,21 @@ def test_one_slot_has_purity_of_the_background(voc: Path, capsys: pytest.Capture
     assert all(measures[name]["boundary_recall"] == 0 for name in measures if name != "slic")
 
 
+def test_huge_masks_are_compared_smaller() -> None:
+    mask = np.repeat(np.repeat(HALVES, 300, 0), 100, 1).astype(np.uint8)
+    photo, smaller = bounded(Image.fromarray(mask), mask)
+    assert photo.size == (341, 1024) and smaller.shape == (1024, 341) and np.unique(smaller).tolist() == [0, 1]
+    assert bounded(Image.fromarray(smaller), smaller)[1] is smaller
+
+
 def test_mistakes(voc: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert "VOC's layout" in mistake(capsys, "eval", "--task", "slots", "--data", photos)
     assert "VOC's layout" in mistake(capsys, "eval", "--task", "slots", "--data", tmp_path / "none")
     assert "classify or slots" in mistake(capsys, "eval", "--task", "slot", "--data", voc)
     assert "--figure" in mistake(capsys, "eval", "--data", photos, "--figure", "x.png")
     assert "xyz" in mistake(capsys, "eval", "--task", "slots", "--data", voc, "--figure", tmp_path / "q.xyz")
+    assert "--limit -3" in mistake(capsys, "eval", "--task", "slots", "--data", voc, "--limit", -3)
+    assert "--shuffle-slots" in mistake(capsys, "eval", "--task", "slots", "--data", voc, "--shuffle-slots")
     broken = tmp_path / "broken"
     (broken / "JPEGImages").mkdir(parents=True)
     (broken / "SegmentationObject").mkdir()

@@ -51,13 +51,13 @@ def test_one_file_that_asks_for_nothing(page: Path, looks: list[Look]) -> None:
 
 
 def test_large_maps_stay_below_the_limit() -> None:
-    """A published network with an image of a megapixel: finer maps than a page can hold."""
+    """A published network with a large image: finer maps than a page can hold."""
     torch.manual_seed(0)
     model = glmix.create_model("glnet_4g", slot_scale=20.0).eval()
-    photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (768, 1344, 3), dtype=np.uint8))
-    image = {"input_size": (3, 768, 768), "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (448, 784, 3), dtype=np.uint8))
+    image = {"input_size": (3, 448, 448), "mean": (0.5,) * 3, "std": (0.5,) * 3}
     seen = look(model, photo, image)
-    assert seen.maps[0].logits.shape[2:] == (192, 336)
+    assert seen.maps[0].logits.shape[2:] == (112, 196)
     assert len(encoded(seen)) < MOST_BYTES
 
 
@@ -228,6 +228,62 @@ def test_tiles_choose_slots_too(opened: Page, looks: list[Look]) -> None:
     assert opened.pressed() == [16]
 
 
+def test_light_follows_the_pointer_and_rests_on_what_is_chosen(opened: Page, looks: list[Look]) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    shape = tuple(looks[0].maps[-1].logits.shape[2:])
+    pointer = ActionChains(opened.chrome, 0)
+    pointer.move_to_element(opened.find('#slots [data-slot="10"]')).perform()
+    assert opened.lit() == {10}
+    pointer.move_to_element(opened.find("h1")).perform()
+    assert opened.lit() == set() and opened.clear(shape).min() == 1
+    opened.point(2, 2, shape, press=True)
+    chosen = opened.pressed()
+    opened.point(5, 9, shape)
+    assert opened.lit() != set(chosen)
+    pointer.move_to_element(opened.find("h1")).perform()
+    assert opened.lit() == set(chosen) and opened.pressed() == chosen
+    opened.keys("body", "\ue00c")
+    pointer.move_to_element(opened.find("#picture")).context_click().perform()
+    assert opened.pressed() == []
+    opened.keys("body", "\ue00c")
+    opened.find('#slots [data-slot="24"]').click()
+    opened.find("#details button").click()
+    focused = opened.chrome.switch_to.active_element.get_attribute("data-slot")
+    assert [int(focused)] == opened.pressed()
+
+
+def test_a_finger_that_moves_lights_up_and_chooses_nothing(opened: Page, looks: list[Look]) -> None:
+    from selenium.webdriver.common.actions.action_builder import ActionBuilder
+    from selenium.webdriver.common.actions.pointer_input import PointerInput
+
+    finger = ActionBuilder(opened.chrome, mouse=PointerInput("touch", "finger"))
+    picture = opened.find("#picture")
+    finger.pointer_action.move_to(picture, -100, -50).pointer_down().move_to(picture, 60, 40)
+    finger.perform()
+    assert opened.lit() and opened.pressed() == []
+    finger.clear_actions()
+
+
+@pytest.mark.parametrize("arguments", [
+    {"slot_grid": (1, 1)}, {"slot_grid": (12, 12)}, {"slot_grid": (2, 5)}, {"learned_slots": True},
+], ids=["one", "many", "oblong", "learned"])  # fmt: skip
+def test_other_slots(arguments: dict[str, Any], browser: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = glmix.create_model("glnet_pico", **arguments).eval()
+    image = {"input_size": (3, 64, 64), "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    seen = look(model, Image.fromarray(PHOTOS["small"]), image, "photo", attention="learned_slots" not in arguments)
+    write_slot_report(tmp_path / "report.html", [seen], "untrained")
+    opened = Page(browser, tmp_path / "report.html")
+    arrays = shown_assignment(seen.maps[-1]).numpy()
+    opened.point(1, 2, arrays.shape[1:], press=True)
+    # of equal weights, as untrained learned slots have them, any may be the strongest
+    assert arrays[opened.pressed()[0], 1, 2] == pytest.approx(arrays[:, 1, 2].max(), rel=1e-3)
+    assert len(opened.chrome.find_elements("css selector", "#slots button")) == len(arrays)
+    assert ("Attends to" in opened.text("#details")) == ("learned_slots" not in arguments)
+    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+
 def test_keys_and_touch(opened: Page, looks: list[Look]) -> None:
     arrays = shown_assignment(looks[0].maps[-1]).numpy()
     _, h, w = arrays.shape
@@ -238,6 +294,11 @@ def test_keys_and_touch(opened: Page, looks: list[Look]) -> None:
     opened.keys("#picture", "\ue007")
     assert opened.pressed() == [strongest]
     assert f"Slot {strongest}: strongest at" in opened.text("#spoken")
+    opened.keys("#picture", "\ue00c")
+    opened.chrome.refresh()
+    opened.ready(0)
+    opened.keys("#picture", "\ue007")  # without arrows: the middle
+    assert opened.pressed() == [int(arrays[:, h // 2, w // 2].argmax())]
     opened.keys("#picture", "\ue00c")
     opened.point(2, 5, (h, w), kind="touch")
     assert opened.pressed() == [int(arrays[:, 2, 5].argmax())]

@@ -25,6 +25,10 @@ COMMANDS = {
     "convert": "a released .pth file to safetensors",
     "scenes": "write generated scenes with labels, boxes and masks",
 }
+MENDABLE = {  # errors of the file system that a person can do something about
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT,
+    errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
+}  # fmt: skip
 POSITIONAL = {"images": "+", "source": None, "target": None}
 
 
@@ -69,6 +73,8 @@ def normalize(arguments: list[str], options: dict[str, Any]) -> list[str]:
                     taken += 1
                 if taken > i + 1:
                     equals, value = "=", f"[{','.join(arguments[i + 1 : taken])}]"
+                elif re.fullmatch(r"-?\d+(,-?\d+)+", following):
+                    taken, equals, value = i + 2, "=", f"[{following}]"
             argument = f"--{plain}{equals}{value}"
         result.append(argument)
     return result
@@ -146,7 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("glmix: interrupted", file=sys.stderr)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT):
+        if error.errno not in MENDABLE:
             raise
         print(f"glmix: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
     return 2

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from glmix.commands.common import default_workers, load_for_images, pick_device
 from glmix.data.loading import EpochOrder, Images, Prepared, make_loader
@@ -16,7 +17,7 @@ from glmix.errors import UserError
 from glmix.models import SHIPPED, GLNet, create_model
 from glmix.models.weights import Checkpoint
 from glmix.tasks.evaluation import evaluate, shuffled_slots
-from glmix.tasks.slot_quality import MEASURES, save_quality, slot_quality
+from glmix.tasks.slot_quality import MEASURES, plot_quality, slot_quality
 
 
 def eval(  # noqa: A001  (the command's name)
@@ -53,6 +54,10 @@ def eval(  # noqa: A001  (the command's name)
     """
     if task not in ("classify", "slots"):
         raise UserError(f"--task {task}: classify or slots")
+    if limit < 0:
+        raise UserError(f"--limit {limit}: at least 1, or 0 for all")
+    if shuffle_slots and task == "slots":
+        raise UserError("--shuffle-slots: changes what slots hold, not where they are; leave it out with --task slots")
     model, described, transform = load_for_images(checkpoint, image_size)
     if random_weights:
         torch.manual_seed(0)
@@ -64,7 +69,8 @@ def eval(  # noqa: A001  (the command's name)
     except ValueError as error:
         raise UserError(f"--slot-grid: {error}") from error
     if task == "slots":
-        eval_slots(model, described, data, limit, figure, json)
+        about = f"{described.model}, {'random weights' if random_weights else f'weights of {checkpoint}'}"
+        eval_slots(model, described, data, limit, figure, about, json)
         return
     if figure:
         raise UserError("--figure: only with --task slots")
@@ -106,11 +112,17 @@ def match_labels(images: Images, classes: list[str], data: str) -> None:
     images.labels[:] = [index[images.classes[label]] for label in images.labels]
 
 
-def eval_slots(model: GLNet, described: Checkpoint, data: str, limit: int, figure: str, json: bool) -> None:
+def eval_slots(model: GLNet, described: Checkpoint, data: str, limit: int, figure: str, about: str, json: bool) -> None:
     """Print the measures of the slots of every block, and of what they are compared with."""
     if not model.slot_mixers():
         raise UserError("this model has no GLMix blocks, so no slots to measure")
     images = open_masks(data)
+    if figure:  # before the work, whose figures would be lost
+        try:
+            Path(figure).parent.mkdir(parents=True, exist_ok=True)
+            Figure(figsize=(1, 1)).savefig(figure)
+        except ValueError as error:
+            raise UserError(f"--figure {figure}: {error}") from error
 
     def progress(done: int, count: int) -> None:
         if sys.stderr.isatty():
@@ -120,10 +132,7 @@ def eval_slots(model: GLNet, described: Checkpoint, data: str, limit: int, figur
     if not used:
         raise UserError(f"{data}: none of {len(skipped)} images can be read (first: {skipped[0]})")
     if figure:
-        try:
-            save_quality(scores, Path(figure), f"{described.model}, {used} images of {Path(data).name}")
-        except ValueError as error:
-            raise UserError(f"--figure {figure}: {error}") from error
+        plot_quality(scores, f"{about}; {used} images of {Path(data).name}").savefig(figure)
     if json:
         print(json_module.dumps({"images": used, "skipped": skipped, "measures": scores}))
         return

@@ -10,9 +10,10 @@ from glmix.commands.common import load_for_images
 from glmix.data.images import BadImage, read_image
 from glmix.errors import UserError
 from glmix.models import SHIPPED, GLNet
+from glmix.models.weights import fingerprint
 from glmix.tasks.explain import Look, look
-from glmix.tasks.figures import IDLE, plot_attention, plot_depths, plot_patches, plot_regions, plot_slots
-from glmix.tasks.slot_folder import Job, explain_folder
+from glmix.tasks.figures import is_idle, plot_attention, plot_depths, plot_patches, plot_regions, plot_slots
+from glmix.tasks.slot_folder import LONGEST_NAME, Job, explain_folder
 from glmix.tasks.slot_report import write_slot_report
 
 FIGURES = ("slots", "depths", "regions", "attention", "patches")
@@ -61,24 +62,36 @@ def explain(
         raise UserError(f"--slots {slots}: at least one")
     if batch_size < 1:
         raise UserError(f"--batch-size {batch_size}: at least one")
+    if not 0 <= merge <= 1:
+        raise UserError(f"--merge {merge}: between 0 and 1")
+    if slot < -1:
+        raise UserError(f"--slot {slot}: a slot's number, or -1 for the first of the representative ones")
     wanted = chosen("--figures", figures, FIGURES)
     formats = chosen("--format", format, FORMATS)
     model, described, _ = load_for_images(checkpoint, image_size)
     for number in (block, *(blocks or [])):
         check_block(model, number)
+    block %= len(model.slot_mixers())
     if folder:
-        settings = {"checkpoint": str(checkpoint), "model": described.model, "block": block, "slots": slots}
-        settings |= {"input_size": list(described.image["input_size"]), "merge": merge}
+        if report:
+            raise UserError("--report is for single images; leave out --folder, or --report")
+        settings: dict[str, Any] = {
+            "folder": str(Path(folder).resolve()),
+            "model": described.model,
+            "weights": fingerprint(model),
+        }
+        settings |= {"input_size": list(described.image["input_size"]), "block": block, "slots": slots, "merge": merge}
         write_folder(Path(folder), Path(out), Job(model, described.image, block, slots, merge, batch_size, settings))
         return
     if not (wanted or report):
         raise UserError("nothing to write: choose --figures, or --report")
+    depths = list(dict.fromkeys(i % len(model.slot_mixers()) for i in blocks)) if blocks else spread(model)
     places = Path(out)
     places.mkdir(parents=True, exist_ok=True)
     skipped: list[str] = []
     draw = {
         "slots": lambda seen: plot_slots(seen.shown, seen.maps[block], count=slots, normalize=normalize),
-        "depths": lambda seen: plot_depths(seen.shown, [seen.maps[i] for i in blocks or spread(len(seen.maps))]),
+        "depths": lambda seen: plot_depths(seen.shown, [seen.maps[i] for i in depths]),
         "regions": lambda seen: plot_regions(seen.shown, seen.maps[block], merge=merge),
         "attention": lambda seen: plot_attention(seen.shown, seen.maps[block], slot=None if slot < 0 else slot),
         "patches": lambda seen: plot_patches(seen.shown, seen.maps[block]),
@@ -116,8 +129,9 @@ def check_block(model: GLNet, number: int) -> None:
         raise UserError(f"no GLMix block {number}; this model has {listed}")
 
 
-def spread(count: int) -> list[int]:
-    """The first, middle and last of `count` blocks."""
+def spread(model: GLNet) -> list[int]:
+    """The first, middle and last of the GLMix blocks."""
+    count = len(model.slot_mixers())
     return sorted({0, count // 2, count - 1})
 
 
@@ -132,12 +146,14 @@ def looked_at(model: GLNet, image: dict[str, Any], paths: list[str], skipped: li
         except BadImage as error:
             skipped.append(str(error))
             continue
-        name = Path(path).stem
-        number = 2
+        stem = Path(path).stem.encode()[:LONGEST_NAME].decode(errors="ignore")
+        name, number = stem, 2
         while name in names:  # photos of one name from several folders
-            name, number = f"{Path(path).stem}-{number}", number + 1
+            name, number = f"{stem}-{number}", number + 1
         names.add(name)
-        yield look(model, photo, image, name)
+        seen = look(model, photo, image, name)
+        print("{}: {} x {} pixels, seen at {} x {}".format(path, *seen.photo, *seen.seen))
+        yield seen
 
 
 def written(
@@ -145,8 +161,7 @@ def written(
 ) -> Iterator[Look]:
     """The looks, as their figures are written and named."""
     for seen in looks:
-        print("{}: {} x {} pixels, seen at {} x {}".format(seen.name, *seen.photo, *seen.seen))
-        idle = [maps.block for maps in seen.maps if float(maps.entropy()[0]) >= IDLE]
+        idle = [maps.block for maps in seen.maps if is_idle(maps)]
         if idle:
             print(f"  slots are idle (assignment close to uniform) in {', '.join(idle)}")
         for kind, plot in draw.items():

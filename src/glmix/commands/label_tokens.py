@@ -1,7 +1,6 @@
 """`glmix label-tokens`."""
 
 import sys
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from glmix.data.sources import open_split
 from glmix.data.token_labels import TokenLabels, digest_of, read_header
 from glmix.errors import UserError
 from glmix.models import MODEL_NAMES, load
+from glmix.models.weights import fingerprint
 
 SHARD = 2048  # images per file: what a kill can cost
 
@@ -89,14 +89,6 @@ def label_tokens(
         f"{len(images)} images, {labels.grid[0]} x {labels.grid[1]} places, top {labels.top} of {len(columns)} classes"
     )
     print(f"next: glmix train --model glnet_4g_tklb --data {data} --token-labels {out} --mixup 0 --cutmix 0 --ema 0")
-
-
-def fingerprint(model: nn.Module) -> str:
-    """A checksum of a model's weights."""
-    result = 0
-    for tensor in model.state_dict().values():
-        result = zlib.crc32(tensor.cpu().numpy().tobytes(), result)
-    return f"{result:08x}"
 
 
 def load_teacher(teacher: str, weights: str = "") -> tuple[Any, list[str] | None, dict[str, Any]]:

@@ -198,17 +198,22 @@ def made_split(files: list[str], split: str) -> list[int]:
     return [i for i, value in enumerate(hashes) if (value < limit) == (split == "val")]
 
 
+def image_files(root: Path) -> list[str]:
+    """Paths of all image files under a folder, relative to it, sorted; linked folders are followed."""
+    return sorted(
+        os.path.relpath(os.path.join(folder, name), root)
+        for folder, _, names in os.walk(root, followlinks=True)
+        for name in names
+        if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+    )
+
+
 def _scan(source: str | Path) -> tuple[ImageSet, dict[str, list[int]]]:
     """All images of a folder or tar, and the indices of each split (none where there are no split folders)."""
     root = Path(source)
     spans: dict[str, tuple[int, int]] | None = None
     if root.is_dir():
-        files = sorted(
-            os.path.relpath(os.path.join(folder, name), root)
-            for folder, _, names in os.walk(root, followlinks=True)
-            for name in names
-            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-        )
+        files = image_files(root)
     elif root.is_file():
         try:
             with tarfile.open(root, "r:") as tar:

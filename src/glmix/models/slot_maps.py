@@ -40,12 +40,15 @@ class SlotMaps:
         return self.logits.flatten(2).softmax(2).view_as(self.logits)
 
     def entropy(self, kind: str = "assignment") -> Tensor:
-        """(B,): mean entropy of 'assignment' or 'clustering', divided by its largest value. 1 is uniform: idle slots."""
+        """(B,): mean entropy of 'assignment' or 'clustering', divided by its largest value.
+
+        1 is uniform: idle slots. A single slot, or a single place, leaves nothing to choose from, and counts as that.
+        """
         axis = 1 if kind == "assignment" else 2
         log_weights = self.logits.flatten(2).log_softmax(axis)
         entropy = -(log_weights.exp() * log_weights).sum(axis).mean(1)
         size = log_weights.shape[axis]
-        return entropy / log(max(size, 2))
+        return entropy / log(size) if size > 1 else torch.ones_like(entropy)
 
 
 @torch.no_grad()

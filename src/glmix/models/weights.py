@@ -8,6 +8,7 @@ nothing in them is executed.
 import json
 import os
 import re
+import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -248,3 +249,11 @@ def find_weights(cfg: Any) -> Path:
             f"{tagged}: its authors' file cannot be fetched by program; get it from {cfg.origin_url} and save it as {released}"
         )
     raise UserError(f"{tagged}: no trained weights exist; build it with pretrained=False")
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A checksum of a model's weights."""
+    result = 0
+    for tensor in model.state_dict().values():
+        result = zlib.crc32(tensor.cpu().numpy().tobytes(), result)
+    return f"{result:08x}"

@@ -34,7 +34,10 @@ class Look:
 
 
 def seen_size(photo: tuple[int, int], side: int) -> tuple[int, int]:
-    """Size (W, H) at which the network sees a photo: the shorter side is `side`, the longer at most `LONGEST` times that."""
+    """Size (W, H) at which the network sees a photo: the shorter side is `side`, the longer at most `LONGEST` times that.
+
+    What is longer still is seen smaller, and of the longest the aspect is not kept: no side is below 32.
+    """
     scale = min(side / min(photo), LONGEST * side / max(photo))
     return max(32, round(photo[0] * scale)), max(32, round(photo[1] * scale))
 
@@ -44,12 +47,12 @@ def shown_photo(photo: Image.Image) -> Image.Image:
     longer = max(photo.size)
     scale = min(max(longer, SHOWN[0]), SHOWN[1]) / longer
     return photo.resize(
-        (max(1, round(photo.width * scale)), max(1, round(photo.height * scale))), Image.Resampling.LANCZOS
+        (max(8, round(photo.width * scale)), max(8, round(photo.height * scale))), Image.Resampling.LANCZOS
     )
 
 
 def prepare_whole(photo: Image.Image, image: dict[str, Any]) -> Tensor:
-    """The whole photo as the network's input (C, H, W), its aspect kept, by a checkpoint's `image` entry."""
+    """The whole photo as the network's input (C, H, W), at `seen_size`, by a checkpoint's `image` entry."""
     channels, _, side = image["input_size"]
     seen = photo.convert("L" if channels == 1 else "RGB").resize(seen_size(photo.size, side), Image.Resampling.BICUBIC)
     return normalize(pil_to_tensor(seen).float() / 255, list(image["mean"]), list(image["std"]))

@@ -26,11 +26,17 @@ IDLE = 0.97  # normalised assignment entropy from which slots count as idle: not
 WIDTH = 12  # inches
 
 
-def caption(maps: SlotMaps, index: int = 0) -> str:
+def is_idle(maps: SlotMaps, index: int = 0) -> bool:
+    """Whether the assignment of an image is so close to uniform that there is nothing to see in it."""
+    return float(maps.entropy()[index]) >= IDLE
+
+
+def caption(maps: SlotMaps, index: int = 0, narrow: bool = False) -> str:
     """Block, stride and entropy of an image's maps, and a warning where its slots are idle."""
-    entropy = float(maps.entropy()[index])
-    idle = "\nidle: the assignment is close to uniform, what these maps show is noise" if entropy >= IDLE else ""
-    return f"{maps.block}, stride {maps.stride}, assignment entropy {entropy:.2f}{idle}"
+    parts = [maps.block, f"stride {maps.stride}", f"assignment entropy {float(maps.entropy()[index]):.2f}"]
+    idle = "\nidle: the assignment is close to uniform,"
+    idle += ("\n" if narrow else " ") + "what these maps show is noise"
+    return ("\n" if narrow else ", ").join(parts) + (idle if is_idle(maps, index) else "")
 
 
 def seen_through(image: NDArray[np.uint8], weights: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -40,10 +46,15 @@ def seen_through(image: NDArray[np.uint8], weights: NDArray[np.float32]) -> NDAr
     return (image * alpha + pale * (1 - alpha)).astype(np.uint8)
 
 
-def seen_through_slot(image: NDArray[np.uint8], assignment: torch.Tensor, slot: int) -> NDArray[np.uint8]:
-    """The image (H, W, 3) seen through a slot of `assignment` (M, h, w), whose largest weight counts as 1."""
+def seen_through_slot(
+    image: NDArray[np.uint8], assignment: torch.Tensor, slot: int, idle: bool = False
+) -> NDArray[np.uint8]:
+    """The image (H, W, 3) seen through a slot of `assignment` (M, h, w).
+
+    The slot's largest weight counts as 1; where slots are idle weights count as they are, and next to nothing is seen.
+    """
     chosen = assignment[slot : slot + 1]
-    return seen_through(image, enlarge(chosen / chosen.max().clamp(min=1e-12), image.shape[:2])[0])
+    return seen_through(image, enlarge(chosen if idle else chosen / chosen.max().clamp(min=1e-12), image.shape[:2])[0])
 
 
 def mosaic(maps: NDArray[np.float32], rows: int, columns: int) -> NDArray[np.float32]:
@@ -61,12 +72,13 @@ def slot_colors(count: int) -> NDArray[np.float64]:
 
 
 def paint(
-    image: NDArray[np.uint8], labels: NDArray[np.integer], colors: NDArray[np.float64], opacity: float = 0.6
+    image: NDArray[np.uint8], labels: NDArray[np.integer], colors: NDArray[np.float64], idle: bool = False
 ) -> NDArray[np.uint8]:
-    """The image (H, W, 3) under the colours of its labels (H, W), with white contours."""
-    grey = image.mean(2, keepdims=True)
+    """The image (H, W, 3) under the colours of its labels (H, W), with white contours; faint and without if `idle`."""
+    grey, opacity = image.mean(2, keepdims=True), 0.1 if idle else 0.6
     painted = (1 - opacity) * grey + opacity * 255 * colors[labels]
-    painted[boundaries(labels, contour_width(image))] = 255
+    if not idle:
+        painted[boundaries(labels, contour_width(image))] = 255
     return painted.astype(np.uint8)
 
 
@@ -90,8 +102,9 @@ def show(axis: Axes, picture: NDArray[Any], title: str = "", color: Any = "black
 
 def row_of(count: int, shape: tuple[int, ...], title: str, rows: int = 1) -> tuple[Figure, Any]:
     """A figure of `rows` x `count` panels for images of `shape` (H, W, ...), and its axes (rows, count)."""
-    height = rows * (WIDTH / count * shape[0] / shape[1] + 0.25) + 0.5
-    figure = Figure(figsize=(WIDTH, min(height, 2.5 * WIDTH)), dpi=150, layout="constrained")
+    width = max(WIDTH, 2.2 * count)
+    height = rows * (width / count * shape[0] / shape[1] + 0.25) + 1
+    figure = Figure(figsize=(width, min(height, 2.5 * WIDTH)), dpi=150, layout="constrained")
     figure.suptitle(title, fontsize=10)
     axes = figure.subplots(rows, count, squeeze=False)
     for axis in axes.flat:
@@ -125,7 +138,7 @@ def plot_slots(image: Image.Image, maps: SlotMaps, index: int = 0, count: int = 
     for axis in views:
         axis.set_axis_off()
     for place, (slot, color) in enumerate(zip(chosen, colors, strict=True)):
-        show(views[place], seen_through_slot(array, assignment, slot), f"slot {slot}", color)
+        show(views[place], seen_through_slot(array, assignment, slot, is_idle(maps, index)), f"slot {slot}", color)
     rows, columns = maps.slot_grid
     shown = weights / weights.max((1, 2), keepdims=True) if normalize else weights
     scale = "each with a scale of its own" if normalize else f"0 to {shown.max():.2f}"
@@ -151,11 +164,11 @@ def plot_depths(image: Image.Image, depths: Sequence[SlotMaps], index: int = 0, 
     array = np.asarray(image)
     figure, axes = row_of(len(depths), array.shape, "blocks by depth", rows=1 + count)
     for column, maps in zip(axes.T, depths, strict=True):
-        assignment = maps.assignment[index].float().cpu()
+        assignment, idle = maps.assignment[index].float().cpu(), is_idle(maps, index)
         labels = strongest_slots(assignment, array.shape[:2])
-        show(column[0], paint(array, labels, slot_colors(len(assignment))), caption(maps, index))
+        show(column[0], paint(array, labels, slot_colors(len(assignment)), idle), caption(maps, index, narrow=True))
         for axis, slot in zip(column[1:], representative_slots(assignment, count), strict=False):
-            show(axis, seen_through_slot(array, assignment, slot), f"slot {slot}")
+            show(axis, seen_through_slot(array, assignment, slot, idle), f"slot {slot}")
     return figure
 
 
@@ -172,11 +185,15 @@ def plot_regions(image: Image.Image, maps: SlotMaps, index: int = 0, merge: floa
     assignment = maps.assignment[index].float().cpu()
     colors = slot_colors(len(assignment))
     labels = strongest_slots(assignment, array.shape[:2])
-    merged = merge_slots(assignment, labels, merge)
+    merged, idle = merge_slots(assignment, labels, merge), is_idle(maps, index)
     figure, axes = row_of(3, array.shape, caption(maps, index))
-    show(axes[0, 0], paint(array, labels, colors), f"strongest slot of each pixel, {len(np.unique(labels))} regions")
-    show(axes[0, 1], paint(array, merged, colors), f"merged where alike, {len(np.unique(merged))} regions")
-    show(axes[0, 2], outline(array, merged), "their contours")
+    show(
+        axes[0, 0],
+        paint(array, labels, colors, idle),
+        f"strongest slot of each pixel, {len(np.unique(labels))} regions",
+    )
+    show(axes[0, 1], paint(array, merged, colors, idle), f"merged where alike, {len(np.unique(merged))} regions")
+    show(axes[0, 2], array if idle else outline(array, merged), "their contours")
     return figure
 
 
@@ -205,7 +222,7 @@ def plot_attention(image: Image.Image, maps: SlotMaps, index: int = 0, slot: int
     heads, columns = len(looks), max(3, ceil((len(looks) + 2) / 2))
     rows = ceil((heads + 2) / columns)
     figure, axes = row_of(columns, array.shape, f"{caption(maps, index)}\nattention of slot {slot}", rows=rows)
-    show(axes.flat[0], seen_through_slot(array, assignment, slot), f"slot {slot}, which looks")
+    show(axes.flat[0], seen_through_slot(array, assignment, slot, is_idle(maps, index)), f"slot {slot}, which looks")
     names = ["mean of all heads"] + [f"head {h}" for h in range(heads)]
     overlays = torch.einsum("am,mhw->ahw", torch.cat([mean[None], looks]), assignment)
     top = float(overlays.max())
@@ -268,7 +285,8 @@ def plot_patches(image: Image.Image, maps: SlotMaps, index: int = 0) -> Figure:
     means = [np.bincount(squares.ravel(), array[..., c].ravel(), count) / np.maximum(area, 1) for c in range(3)]
     through_squares = np.stack(means, 1)[squares]
     figure, axes = row_of(2, array.shape, caption(maps, index), rows=2)
-    show(axes[0, 0], outline(array, strongest_slots(assignment, size)), f"{count} soft slots (where each is strongest)")
+    soft = array if is_idle(maps, index) else outline(array, strongest_slots(assignment, size))
+    show(axes[0, 0], soft, f"{count} soft slots (where each is strongest)")
     show(axes[0, 1], outline(array, squares), f"{count} square patches")
     show(axes[1, 0], through_slots.clip(0, 255).astype(np.uint8), "one colour a slot, gathered and dispatched")
     show(axes[1, 1], through_squares.astype(np.uint8), "one colour a patch")

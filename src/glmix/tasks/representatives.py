@@ -21,7 +21,12 @@ def representative_slots(assignment: torch.Tensor, count: int = 4) -> list[int]:
     Returns:
         Slot indices, the one with the largest cluster first. Deterministic: an exhaustive search where it is small,
         else the build and swap phases of PAM (Kaufman and Rousseeuw, 1990), ties to the lower index.
+
+    Raises:
+        ValueError: `count` below 1.
     """
+    if count < 1:
+        raise ValueError(f"count is at least 1, not {count}")
     maps = assignment.detach().float().cpu().flatten(1).numpy()
     mass = maps.sum(1)  # a slot that takes in much of the image counts for more
     distance = map_distances(maps)

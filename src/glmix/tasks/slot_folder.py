@@ -1,7 +1,7 @@
 """Slots of a whole folder of photos: arrays on disk and contact sheets, in bounded memory, gone on with after a cut."""
 
 import json
-import os
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from glmix.data.images import SUFFIXES, BadImage, read_image
+from glmix.data.images import SUFFIXES, BadImage, image_files, read_image
 from glmix.errors import UserError
 from glmix.models import GLNet
 from glmix.models.slot_maps import slot_maps
@@ -24,6 +24,7 @@ from glmix.tasks.representatives import representative_slots
 PAGE = 48  # photos of a contact sheet, and held at a time
 COLUMNS = 8
 THUMBNAIL = 192  # pixels of the longer side on a contact sheet
+LONGEST_NAME = 200  # bytes; file systems take 255, and ours are longer than the photo's
 
 
 @dataclass
@@ -32,11 +33,11 @@ class Job:
 
     Attributes:
         model, image: as for `glmix.tasks.explain.look`.
-        block: index among the GLMix blocks, negative from the last.
+        block: index among the GLMix blocks.
         slots: number of representative slots.
         merge: see `merge_slots`.
         batch_size: photos of one size that go through the network together.
-        settings: what decides the arrays, to be the same when a job is gone on with.
+        settings: what decides the results, to be the same when a job is gone on with.
     """
 
     model: GLNet
@@ -51,8 +52,9 @@ class Job:
 def explain_folder(folder: Path, out: Path, job: Job) -> Iterator[tuple[str, int, int, list[str]]]:
     """Write `out/arrays/NAME.npz` for each photo under `folder`, and `out/contact-sheet-001.png` and on.
 
-    An array file holds `assignment` (M, h, w) float16, `entropy`, `representatives`, `slot_grid`, `block`, `stride` and
-    `photo`, its size (W, H). What is there already is kept: the same command goes on after a cut.
+    An array file holds `assignment` (M, h, w) float16, `entropy`, `representatives`, `slot_grid`, `block`, `stride`,
+    `photo`, its size (W, H), and `made_from`. What is there already and was made from the same files is kept: the same
+    command goes on after a cut, and after photos were added, changed or removed.
 
     Yields:
         After each page: the sheet's path, photos done so far, photos in all, and the page's unreadable ones with reasons.
@@ -62,68 +64,98 @@ def explain_folder(folder: Path, out: Path, job: Job) -> Iterator[tuple[str, int
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    names = sorted(
-        os.path.relpath(os.path.join(where, name), folder)
-        for where, _, files in os.walk(folder)
-        for name in files
-        if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-    )
+    ours = out.resolve()
+    names = [name for name in image_files(folder) if ours not in (folder / name).resolve().parents]
     if not names:
         raise UserError(f"{folder}: no images; expected {', '.join(SUFFIXES[:4])} … files")
     check_settings(out, job.settings)
-    digits = max(3, len(str(len(names))))
-    for page, start in enumerate(range(0, len(names), PAGE), 1):
-        sheet = out / f"contact-sheet-{page:0{digits}}.png"
-        listed = sheet.with_suffix(".json")  # what the sheet shows: another set of photos makes it anew
-        there = names[start : start + PAGE]
-        skipped: list[str] = []
-        if not (sheet.exists() and listed.exists() and json.loads(listed.read_text()) == there):
-            skipped = make_page(folder, there, out, sheet, job)
-            write_beside(listed, json.dumps(there).encode())
+    pages = range(0, len(names), PAGE)
+    for number, start in enumerate(pages, 1):
+        sheet = out / f"contact-sheet-{number:03}.png"
+        there = {name: state_of(folder / name) for name in names[start : start + PAGE]}
+        skipped = make_page(folder, there, out, sheet, job)
         yield str(sheet), min(start + PAGE, len(names)), len(names), skipped
+    for sheet in out.glob("contact-sheet-*.png"):  # of photos that are no longer there
+        if sheet.stem.rpartition("-")[2].isdigit() and int(sheet.stem.rpartition("-")[2]) > len(pages):
+            sheet.unlink()
+            sheet.with_suffix(".json").unlink(missing_ok=True)
 
 
 def check_settings(out: Path, settings: dict[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     path = out / "settings.json"
-    if path.exists() and json.loads(path.read_text()) != settings:
+    if path.exists() and read_json(path) != settings:
         raise UserError(f"{out}: holds what other settings made (see settings.json there); choose another --out")
     write_beside(path, json.dumps(settings, indent=1).encode())
 
 
-def make_page(folder: Path, names: list[str], out: Path, sheet: Path, job: Job) -> list[str]:
-    """Arrays of the photos `names` that have none yet, and their contact sheet; returns the unreadable ones."""
+def state_of(path: Path) -> str:
+    """What changes when a file does."""
+    try:
+        status = path.stat()
+    except OSError:
+        return "gone"
+    return f"{status.st_size} bytes at {status.st_mtime_ns}"
+
+
+def make_page(folder: Path, there: dict[str, str], out: Path, sheet: Path, job: Job) -> list[str]:
+    """Arrays of the photos `there` (name to state) and their contact sheet, as far as they are missing.
+
+    Returns:
+        The unreadable ones, with reasons.
+    """
+    record = sheet.with_suffix(".json")  # of what the sheet shows, and what it could not
+    before = read_json(record) if sheet.exists() else None
+    missing = {name for name, state in there.items() if made_from(out, name) != state}
+    if before and before["photos"] == there and missing <= set(before["skipped"]):
+        return list(before["skipped"].values())
     photos: dict[str, Image.Image] = {}
-    waiting: dict[tuple[int, int], list[tuple[str, torch.Tensor, tuple[int, int]]]] = defaultdict(list)
-    skipped = []
-    for name in names:
+    skipped: dict[str, str] = {}
+    waiting: dict[tuple[int, int], list[tuple[str, torch.Tensor, dict[str, Any]]]] = defaultdict(list)
+    for name, state in there.items():
         try:
             photo = read_image(folder / name)
         except BadImage as error:
-            skipped.append(str(error))
+            skipped[name] = str(error)
             continue
         photos[name] = photo.copy()
         photos[name].thumbnail((THUMBNAIL, THUMBNAIL))
-        if not array_file(out, name).exists():
+        if name in missing:
             size = seen_size(photo.size, job.image["input_size"][-1])
-            waiting[size].append((name, prepare_whole(photo, job.image), photo.size))
+            origin = {"photo": photo.info["full_size"], "made_from": state}
+            waiting[size].append((name, prepare_whole(photo, job.image), origin))
             if len(waiting[size]) == job.batch_size:
                 write_arrays(waiting.pop(size), out, job)
     for batch in waiting.values():
         write_arrays(batch, out, job)
     draw_sheet(photos, out, sheet, job.merge)
-    return skipped
+    write_beside(record, json.dumps({"photos": there, "skipped": skipped}, indent=1).encode())
+    return list(skipped.values())
 
 
 def array_file(out: Path, name: str) -> Path:
-    return out / "arrays" / f"{name}.npz"
+    """Where the arrays of the photo `name` are; a name that is too long for a file system is cut and numbered."""
+    path = out / "arrays" / f"{name}.npz"
+    if len(path.name.encode()) > LONGEST_NAME:
+        short = path.name.encode()[: LONGEST_NAME - 20].decode(errors="ignore")
+        path = path.with_name(f"{short}-{zlib.crc32(name.encode()):08x}.npz")
+    return path
 
 
-def write_arrays(batch: list[tuple[str, torch.Tensor, tuple[int, int]]], out: Path, job: Job) -> None:
+def made_from(out: Path, name: str) -> str:
+    """The state of the photo that the arrays of `name` were made from; '' if there are none, or damaged ones."""
+    try:
+        with np.load(array_file(out, name)) as arrays:
+            return str(arrays["made_from"])
+    except Exception:  # numpy and zipfile raise nearly every kind on damaged files
+        return ""
+
+
+def write_arrays(batch: list[tuple[str, torch.Tensor, dict[str, Any]]], out: Path, job: Job) -> None:
     """Maps of photos of one size, each to its own file."""
     maps = slot_maps(job.model, torch.stack([tensor for _, tensor, _ in batch]))[job.block]
     assignment, entropy = maps.assignment.float().cpu(), maps.entropy().cpu()
-    for i, (name, _, photo) in enumerate(batch):
+    for i, (name, _, origin) in enumerate(batch):
         path = array_file(out, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.part")
@@ -136,7 +168,7 @@ def write_arrays(batch: list[tuple[str, torch.Tensor, tuple[int, int]]], out: Pa
                 slot_grid=maps.slot_grid,
                 block=maps.block,
                 stride=maps.stride,
-                photo=photo,
+                **origin,
             )
         beside.replace(path)
 
@@ -153,7 +185,7 @@ def draw_sheet(photos: dict[str, Image.Image], out: Path, sheet: Path, merge: fl
             assignment, entropy = torch.from_numpy(arrays["assignment"].astype(np.float32)), float(arrays["entropy"])
         array = np.asarray(photo)
         labels = merge_slots(assignment, strongest_slots(assignment, array.shape[:2]), merge)
-        regions = Image.fromarray(paint(array, labels, slot_colors(len(assignment))))
+        regions = Image.fromarray(paint(array, labels, slot_colors(len(assignment)), idle=entropy >= IDLE))
         text = f"entropy {entropy:.2f}" + (", idle" if entropy >= IDLE else "")
         x, y = gap + place % COLUMNS * width, gap + place // COLUMNS * height
         for part, label in ((photo, Path(name).name[-30:]), (regions, text)):
@@ -163,6 +195,14 @@ def draw_sheet(photos: dict[str, Image.Image], out: Path, sheet: Path, merge: fl
     beside = sheet.with_name(f".{sheet.stem}.part.png")
     picture.save(beside)
     beside.replace(sheet)
+
+
+def read_json(path: Path) -> Any:
+    """What a file of ours holds; None if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def write_beside(path: Path, content: bytes) -> None:

@@ -13,13 +13,13 @@ beat. Each figure is of one image, then the mean over images:
 
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 from torch import from_numpy
 
 from glmix.data.images import BadImage
@@ -30,6 +30,7 @@ from glmix.models.slot_maps import slot_maps
 from glmix.tasks.explain import prepare_whole
 from glmix.tasks.regions import boundaries, square_patches, strongest_slots
 
+LONGEST_SIDE = 1024  # pixels at which masks are compared
 MEASURES = {"best_iou": "best-match IoU", "boundary_recall": "boundary recall", "purity": "purity"}
 
 Labels = NDArray[np.integer]
@@ -112,6 +113,7 @@ def slot_quality(
         except BadImage as error:
             skipped.append(str(error))
             continue
+        photo, mask = bounded(photo, mask)
         maps = slot_maps(model, prepare_whole(photo, image)[None])
         grid = maps[-1].slot_grid
         rows["squares"].append(measure(square_patches(mask.shape, grid), mask))
@@ -122,6 +124,16 @@ def slot_quality(
             rows[block.block].append(measure(labels, mask) | {"entropy": float(block.entropy()[0])})
         progress(index + 1, count)
     return {name: averaged(found) for name, found in rows.items()}, count - len(skipped), skipped
+
+
+def bounded(photo: Image.Image, mask: NDArray[np.uint8]) -> tuple[Image.Image, NDArray[np.uint8]]:
+    """Photo and mask with a longer side of `LONGEST_SIDE` at most: partitions of the mask's size are held in memory."""
+    scale = LONGEST_SIDE / max(mask.shape)
+    if scale >= 1:
+        return photo, mask
+    size = max(1, round(mask.shape[1] * scale)), max(1, round(mask.shape[0] * scale))
+    smaller = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)
+    return photo.resize(size, Image.Resampling.LANCZOS), np.asarray(smaller)
 
 
 def averaged(rows: list[dict[str, float]]) -> dict[str, float]:
@@ -150,9 +162,3 @@ def plot_quality(scores: dict[str, dict[str, float]], title: str) -> Figure:
         axis.set_xlabel("stage.block", fontsize=8)
         axis.legend(fontsize=7)
     return figure
-
-
-def save_quality(scores: dict[str, dict[str, float]], path: Path, title: str) -> None:
-    """`plot_quality` as a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plot_quality(scores, title).savefig(path)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from glmix.errors import UserError
 from glmix.models.slot_maps import SlotMaps
 from glmix.tasks.explain import Look
 from glmix.tasks.figures import IDLE, centres_of
@@ -27,7 +28,7 @@ from glmix.tasks.regions import strongest_slots
 from glmix.tasks.representatives import map_distances, representative_slots
 
 MOST_BYTES = 5_000_000  # for an image
-CELLS = 4096, 1024, 256  # places of a map, at most: the first with which an image stays below MOST_BYTES
+CELLS = 4096, 1024, 256, 64  # places of a map, at most: the first with which an image stays below MOST_BYTES
 PHOTO_SIDE = 720  # pixels of the longer side
 RANKS = 8  # representative slots
 
@@ -43,9 +44,10 @@ def write_slot_report(path: Path, looks: Iterable[Look], about: str) -> list[str
     Returns:
         The names of the images that are in it.
     """
-    before, after = resources.files("glmix.tasks").joinpath("slot_report.html").read_text().split("<!-- images -->")
+    template = resources.files("glmix.tasks").joinpath("slot_report.html").read_text(encoding="utf-8")
+    before, after = template.split("<!-- images -->")
     beside, names = path.with_name(f".{path.name}.part"), []
-    with open(beside, "w") as file:
+    with open(beside, "w", encoding="utf-8") as file:
         file.write(before.replace("{about}", html.escape(about)))
         for look in looks:
             # "<" must not end the script element that holds the data
@@ -61,8 +63,8 @@ def encoded(look: Look) -> str:
     for cells in CELLS:
         text = json.dumps(image_data(look, cells)).replace("<", "\\u003c")
         if len(text) < MOST_BYTES:
-            break
-    return text
+            return text
+    raise UserError(f"{look.name}: {len(text) / 1e6:.1f} MB on the page, too many slots for it; draw --figures instead")
 
 
 def image_data(look: Look, cells: int) -> dict[str, Any]:
