@@ -19,7 +19,8 @@ def test_quickstart(tmp_path: Path) -> None:
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     out = tmp_path / "quickstart"
     subprocess.run(["scripts/quickstart.sh", str(out)], cwd=ROOT, env=environment, check=True)
-    assert len(list((out / "slots").glob("*.png"))) == 4
+    assert len(list((out / "slots").glob("*.slots.png"))) == 4
+    assert (out / "slots" / "report.html").stat().st_size > 100_000
     command = ["glmix", "eval", "--checkpoint", str(out / "run"), "--data", "scenes", "--json"]
     scores = json.loads(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
     colours = colour_accuracy(scene_split("train", size=64), scene_split("val", size=64))
