@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -168,3 +169,57 @@ def test_the_installed_command_shows_help():
         [command, "train", "--help"], capture_output=True, text=True, env=os.environ | {"COLUMNS": "100"}
     )
     assert shown.returncode == 0 and "--batch_size" in shown.stdout and "Traceback" not in shown.stderr
+
+
+def test_a_run_goes_on_with_its_own_options(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    run = tmp_path / "run"
+    options = "--epochs 1 --batch-size 8 --image-size 32 --workers 0 --lr 1e-3 --seed 5".split()
+    output(capsys, "train", "--data", photos, "--out", run, *options)
+    output(capsys, "train", "--resume", "--out", run, "--epochs", 2)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert (config["data"], config["epochs"], config["image_size"], config["seed"]) == (str(photos), 2, 32, 5)
+    assert (run / "metrics.csv").read_text().splitlines()[-1].startswith("2,")
+    for option, value in (("--model", "glnet_nano"), ("--lr", 0.1), ("--batch-size", 4)):
+        message = mistake(capsys, "train", "--resume", "--out", run, option, value)
+        assert "was begun with" in message and str(value) in message
+    more = tmp_path / "more"
+    shutil.copytree(photos, more)
+    shutil.copytree(photos / "train" / "red_thing", more / "train" / "third_thing")
+    capsys.readouterr()
+    assert main(["train", "--resume", "--out", str(run), "--data", str(more), "--epochs", "3"]) == 2
+    assert "another model or number of classes" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_eval_takes_what_the_run_held_out(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    data, run = photos / "train", tmp_path / "run"
+    options = "--epochs 1 --batch-size 8 --image-size 32 --workers 0 --lr 1e-3".split()
+    output(capsys, "train", "--data", data, "--out", run, *options)
+    info = read_checkpoint(run).info
+    scores = json.loads(output(capsys, "eval", "--checkpoint", run, "--data", data, "--json"))
+    assert scores["top1"] == info["val_top1"] and scores["loss"] == info["val_loss"] and scores["images"] < 24
+    everything = json.loads(output(capsys, "eval", "--checkpoint", run, "--data", photos / "val", "--json"))
+    assert everything["images"] == 8  # other data, all of it
+
+
+def test_features_of_a_run(run: Path):
+    import glmix
+
+    features = glmix.create_model("glnet_pico", checkpoint=run, features_only=True)
+    whole = glmix.create_model("glnet_pico", checkpoint=run)
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        for one, other in zip(features.eval()(x), whole.eval().forward_intermediates(x, intermediates_only=True)):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("arguments", [
+    ["train", "--auto-augment", "foo"], ["train", "--color-jitter", -3], ["train", "--out", ""], ["train", "--data", ""],
+    ["train", "--crop-scale", 2], ["train", "--layer-decay", 0], ["train", "--workers", -7], ["train", "--batch-size", 1],
+    ["train", "--checkpoint-steps", -5], ["train", "--config", "PICTURE"], ["eval", "--data", "scenes", "--batch-size", -1],
+    ["eval", "--data", "scenes", "--limit", -3], ["predict", "--top", 0, "PICTURE"],
+    ["predict", "--checkpoint", "glnet_pico.foo", "PICTURE"],
+], ids=lambda a: " ".join(str(w) for w in a))  # fmt: skip
+def test_more_mistakes(arguments: list, photos: Path, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture):
+    monkeypatch.chdir(tmp_path)
+    picture = next((photos / "val").rglob("*.png"))
+    mistake(capsys, *(picture if a == "PICTURE" else a for a in arguments))

@@ -10,6 +10,8 @@ from PIL import Image
 
 from glmix import UserError
 from glmix.data.images import BadImage, decode, load_evaluation, load_split, read_image, readable_names
+from glmix.data.transforms import training_transform
+from glmix.options import TrainOptions
 
 
 def encoded(image: Image.Image, form: str, **options) -> bytes:
@@ -115,3 +117,13 @@ def test_useless_folders_say_why(photos: Path, tmp_path: Path):
 def test_imagenet_ids_become_words():
     assert readable_names(["n01440764", "n03028079"]) == ["tench", "church"]
     assert readable_names(["red_thing"]) == ["red thing"]
+
+
+def test_randaugment_survives_its_largest_magnitude():
+    """At magnitude 10 timm asks to keep 0 bits of a colour, which newer versions of Pillow refuse."""
+    options = TrainOptions(image_size=32, auto_augment="rand-m10-inc1")
+    cfg = {"interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    transform = training_transform(options, cfg)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8))
+    for _ in range(120):  # one of fifteen operations, two at a time
+        assert transform(picture).shape == (3, 32, 32)

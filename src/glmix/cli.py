@@ -94,7 +94,10 @@ def parse(command: str, arguments: list[str]) -> tuple[Any, Any]:
         parser.add_class_arguments(schema, None, as_group=False)
     else:
         parser.add_function_arguments(function, None, as_group=False, as_positional=False, skip=set(positional))
-    given = parser.parse_args(normalize(arguments, options)).as_dict()
+    try:
+        given = parser.parse_args(normalize(arguments, options)).as_dict()
+    except UnicodeDecodeError as error:
+        raise UserError(f"--config: not a text file ({error}); a recipe is YAML") from error
     given.pop("config", None)
     try:
         return function, given if schema is None else schema(**given)

@@ -113,18 +113,50 @@ class TrainOptions:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "lr", "image_size", "repeats", "val_every", "eval_crop"):
+        for name in ("data", "out"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty; name a folder")
+        for name in (
+            "epochs",
+            "batch_size",
+            "accumulate",
+            "lr",
+            "image_size",
+            "repeats",
+            "val_every",
+            "eval_crop",
+            "crop_scale",
+            "layer_decay",
+        ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
         for name in ("image_size", "start_size", "eval_size"):
             if 0 < getattr(self, name) < 32:
                 raise ValueError(f"{name} must be at least 32, the network's stride, not {getattr(self, name)}")
-        for name in ("hflip", "random_erasing", "mix_prob", "label_smoothing", "drop_path", "ema", "layer_decay"):
+        for name in (
+            "hflip",
+            "random_erasing",
+            "mix_prob",
+            "label_smoothing",
+            "drop_path",
+            "ema",
+            "layer_decay",
+            "crop_scale",
+            "eval_crop",
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is between 0 and 1, not {getattr(self, name)}")
         for name, known in (("precision", ("auto", "bf16", "fp16", "fp32")), ("strategy", ("auto", "ddp", "fsdp"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {', '.join(known[:-1])} or {known[-1]}, not {getattr(self, name)}")
+        for name in ("color_jitter", "mixup", "cutmix", "weight_decay", "clip_grad", "warmup_epochs", "checkpoint_steps",
+                     "limit_train_batches", "limit_val_batches", "devices", "dense_weight"):  # fmt: skip
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be below 0, as {getattr(self, name)} is")
+        if self.workers < -1:
+            raise ValueError(f"workers is a number of processes, or -1, not {self.workers}")
+        if self.batch_size < 2:
+            raise ValueError("batch_size must be at least 2: BatchNorm learns from more than one image")
         if (self.mixup or self.cutmix) and self.batch_size % 2:
             raise ValueError(f"batch_size must be even with mixup or cutmix, not {self.batch_size}")
         if self.strategy == "fsdp" and self.ema:

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from glmix.commands.common import default_workers, load_for_images, pick_device
 from glmix.data.loading import EpochOrder, Images, Prepared, make_loader
 from glmix.data.masks import open_masks
-from glmix.data.sources import open_evaluation
+from glmix.data.sources import open_evaluation, open_split
+from glmix.data.token_labels import digest_of
 from glmix.errors import UserError
 from glmix.models import SHIPPED, GLNet, create_model
 from glmix.models.weights import Checkpoint
@@ -37,7 +38,8 @@ def eval(  # noqa: A001  (the command's name)
     """Accuracy of a model on labelled images; or, with --task slots, how well its slots match masks of objects.
 
     Args:
-        data: as for `glmix train`; the validation split where it has one, else all of it. For slots: a folder in
+        data: as for `glmix train`; the validation split where it has one, or what was held out when this checkpoint was
+            trained on it, else all of it. For slots: a folder in
             PASCAL VOC's layout (the split val), or 'scenes'.
         checkpoint: run folder, file (ours or a released one) or model name; left out, the weights that ship.
         batch_size: images at a time; 0 for that of the run, whose number is then repeated exactly.
@@ -54,6 +56,8 @@ def eval(  # noqa: A001  (the command's name)
     """
     if task not in ("classify", "slots"):
         raise UserError(f"--task {task}: classify or slots")
+    if batch_size < 0:
+        raise UserError(f"--batch-size {batch_size}: at least 1, or 0 for that of the run")
     if limit < 0:
         raise UserError(f"--limit {limit}: at least 1, or 0 for all")
     if shuffle_slots and task == "slots":
@@ -74,7 +78,7 @@ def eval(  # noqa: A001  (the command's name)
         return
     if figure:
         raise UserError("--figure: only with --task slots")
-    images = open_evaluation(data)
+    images = held_out(data, described) or open_evaluation(data)
     match_labels(images, described.classes, data)
     dataset = Prepared(images, transform)
     loader = make_loader(
@@ -94,6 +98,20 @@ def eval(  # noqa: A001  (the command's name)
     print(f"{accuracy} on {scores['images']} images")
     if skipped:
         print(f"skipped {len(skipped)} unusable images:", *skipped, sep="\n  ")
+
+
+def held_out(data: str, described: Checkpoint) -> Images | None:
+    """The part of `data` that was held out in the training of this checkpoint, if it is the data of that training."""
+    digest = described.info.get("validation_images")
+    if not digest:
+        return None
+    try:
+        images = open_split(data, "val")
+    except UserError:  # a folder of the validation images alone, say
+        return None
+    if digest_of(images) != digest:
+        return None
+    return images
 
 
 def match_labels(images: Images, classes: list[str], data: str) -> None:

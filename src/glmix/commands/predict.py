@@ -22,6 +22,8 @@ def predict(
         image_size: side of the images; 0 for that of the checkpoint.
         json: print one JSON object per image instead of sentences.
     """
+    if top < 1:
+        raise UserError(f"--top {top}: at least one")
     model, described, transform = load_for_images(checkpoint, image_size)
     names, tensors, skipped = prepare_images(images, transform)
     for name, tensor in zip(names, tensors, strict=True):

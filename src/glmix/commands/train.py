@@ -21,7 +21,7 @@ from glmix import __version__
 from glmix.commands.common import default_workers
 from glmix.data.loading import Batch, EpochOrder, Prepared, collate, make_loader
 from glmix.data.sources import open_split
-from glmix.data.token_labels import TokenTransform, collate_tokens, open_token_labels, prepare_tokens
+from glmix.data.token_labels import TokenTransform, collate_tokens, digest_of, open_token_labels, prepare_tokens
 from glmix.data.transforms import evaluation_transform, training_transform
 from glmix.errors import UserError, needs
 from glmix.models import GLNet, check_name, config_of, create_model, load_body
@@ -53,6 +53,8 @@ def train(options: TrainOptions) -> None:
         raise UserError(f"{out}: nothing to resume; leave out --resume to start the run")
     if not options.resume and resume_from is not None:
         raise UserError(f"{out}: a run is there already; go on with it by --resume, or choose another --out")
+    if resume_from is not None:
+        options = as_begun(options, out)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     pl.seed_everything(options.seed, verbose=False)
     trainer = make_trainer(options)
@@ -63,11 +65,61 @@ def train(options: TrainOptions) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Lightning's advice on its own internals
             trainer.fit(task, *loaders, ckpt_path=resume_from, weights_only=False)
+    except RuntimeError as error:
+        if "loading state_dict" not in str(error):
+            raise
+        raise UserError(
+            f"{out}: its resume point is of another model or number of classes; is this its data?"
+        ) from error
     except SystemExit as error:
         raise UserError(f"{out}: stopped; the same command with --resume goes on") from error
     if trainer.is_global_zero:
         write_report(out)
         report(task, out)
+
+
+FREE = {
+    "epochs",
+    "data",
+    "out",
+    "resume",
+    "val_every",
+    "workers",
+    "checkpoint_steps",
+    "compile",
+    "grad_checkpointing",
+    "limit_val_batches",
+    "devices",
+    "strategy",
+    "token_labels",
+}  # fmt: skip  (what may change when a run goes on)
+
+
+def as_begun(options: TrainOptions, out: Path) -> TrainOptions:
+    """The options that a run was begun with, and of those given now the ones that are free to change.
+
+    Raises:
+        UserError: another option was given that would make it another run.
+    """
+    path = out / "config.yaml"
+    if not path.exists():
+        return options
+    try:
+        begun = TrainOptions(**yaml.safe_load(path.read_text()))
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: damaged ({str(error).splitlines()[0]}); give all options anew, and remove it"
+        ) from error
+    usual, given = TrainOptions(), {}
+    for name, value in vars(options).items():
+        if value not in (getattr(usual, name), getattr(begun, name)):
+            if name not in FREE:
+                raise UserError(
+                    f"{out}: was begun with {name} {getattr(begun, name)}, not {value}; leave that option out, "
+                    "or start another run by another --out"
+                )
+            given[name] = value
+    return replace(begun, **given | {"out": options.out, "resume": True})
 
 
 def make_model(options: TrainOptions, classes: int) -> GLNet:
@@ -125,8 +177,16 @@ def prepare(options: TrainOptions, rank: int = 0, world_size: int = 1) -> tuple[
     if lr != options.lr and rank == 0:
         print(f"lr {options.lr:g} for a batch of {options.lr_batch} becomes {lr:g} for {global_batch}", file=sys.stderr)
     info = {"command": shlex.join(["glmix", *sys.argv[1:]]), "batch_size": options.batch_size}
+    info["validation_images"] = digest_of(images["val"])
     describe = Checkpoint({}, options.model, options.model_args, classes, images["train"].names, image, info)
     task = kind(model, options, lr, max(1, batches // options.accumulate), order, describe)
+    unlearned = sorted(set(images["val"].labels) - set(images["train"].labels))
+    if rank == 0:
+        counts = (len(images[split]) for split in ("train", "val"))
+        print("{} training and {} validation images".format(*counts), f"of {len(classes)} classes", file=sys.stderr)
+        if unlearned:
+            named = ", ".join(classes[i] for i in unlearned[:5])
+            print(f"classes without training images, never to be learned: {named}", file=sys.stderr)
     return task, (train_loader, val_loader)
 
 

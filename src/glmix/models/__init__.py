@@ -11,7 +11,7 @@ from torch import Tensor
 
 from glmix.errors import UserError
 from glmix.models.glnet import MODEL_NAMES, GLNet
-from glmix.models.weights import Checkpoint, find_weights, fit_state_dict, read_checkpoint
+from glmix.models.weights import Checkpoint, checkpoint_file, find_weights, fit_state_dict, read_checkpoint
 
 SHIPPED = "glnet_pico.imagenette"  # the weights in the package, used where a command is given none
 
@@ -47,6 +47,10 @@ def create_model(name: str, checkpoint: str | Path | None = None, **arguments: A
     if read.model and read.model != name.split(".")[0]:
         raise UserError(f"{checkpoint}: holds {read.model}, not {name}; ask for {read.model}")
     classes = read.state_dict["head.fc.weight"].shape[0] if "head.fc.weight" in read.state_dict else 0
+    if arguments.get("features_only"):  # timm wraps the network, and loads the weights before that
+        file: dict[str, Any] = {"file": str(checkpoint_file(checkpoint)), "num_classes": classes}
+        merged: dict[str, Any] = {"pretrained": True, "pretrained_cfg_overlay": file} | read.model_args | arguments
+        return cast(GLNet, timm.create_model(name, **merged))
     model = cast(GLNet, timm.create_model(name, **{"num_classes": classes} | read.model_args | arguments))
     if model.num_classes != classes:
         raise UserError(
@@ -90,7 +94,10 @@ def load(source: str | Path) -> tuple[GLNet, Checkpoint]:
     """
     path = Path(source)
     if (not path.exists() and not path.suffix and len(path.parts) == 1) or str(source).split(".")[0] in MODEL_NAMES:
-        tagged = timm.get_pretrained_cfg(check_name(str(source)))
+        try:
+            tagged = timm.get_pretrained_cfg(check_name(str(source)))
+        except RuntimeError as error:
+            raise UserError(f"{source}: no weights of that name; the package holds {SHIPPED}") from error
         name, path = str(source).split(".")[0], find_weights(tagged)
         checkpoint = read_checkpoint(path)
     else:

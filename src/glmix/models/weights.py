@@ -62,6 +62,8 @@ def write_checkpoint(path: str | Path, checkpoint: Checkpoint) -> Path:
         os.umask(umask)
         os.chmod(beside, 0o666 & ~umask)  # safetensors makes files that only their owner can read
         os.replace(beside, path)
+    except safetensors.SafetensorError as error:  # what it makes of a full disk, or of a folder without permission
+        raise UserError(f"{path}: cannot be written ({error}); free space, or choose another place") from error
     finally:
         beside.unlink(missing_ok=True)
     return path
@@ -78,6 +80,18 @@ def read_checkpoint(source: str | Path) -> Checkpoint:
     Raises:
         UserError: the file is missing, half-written, or holds no GLNet weights.
     """
+    path = checkpoint_file(source)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    return Checkpoint(rename_released(_read_released(path)))
+
+
+def checkpoint_file(source: str | Path) -> Path:
+    """The file of a checkpoint: itself, or the best weights of a run folder.
+
+    Raises:
+        UserError: there is none.
+    """
     path = Path(source)
     if path.is_dir():
         found = [path / name for name in ("best.safetensors", "last.safetensors", "model.safetensors")]
@@ -90,9 +104,7 @@ def read_checkpoint(source: str | Path) -> Checkpoint:
         raise UserError(
             f"{source}: no such checkpoint; give a run folder, a .safetensors or .pth file, or a model name (`glmix models`)"
         )
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    return Checkpoint(rename_released(_read_released(path)))
+    return path
 
 
 def _read_safetensors(path: Path) -> Checkpoint:
@@ -248,7 +260,7 @@ def find_weights(cfg: Any) -> Path:
         raise UserError(
             f"{tagged}: its authors' file cannot be fetched by program; get it from {cfg.origin_url} and save it as {released}"
         )
-    raise UserError(f"{tagged}: no trained weights exist; build it with pretrained=False")
+    raise UserError(f"{tagged}: no trained weights exist; train it, or build it with pretrained=False")
 
 
 def fingerprint(model: nn.Module) -> str:
