@@ -39,8 +39,7 @@ def eval(  # noqa: A001  (the command's name)
 
     Args:
         data: as for `glmix train`; the validation split where it has one, or what was held out when this checkpoint was
-            trained on it, else all of it. For slots: a folder in
-            PASCAL VOC's layout (the split val), or 'scenes'.
+            trained on it, else all of it. For slots: a folder in PASCAL VOC's layout (the split val), or 'scenes'.
         checkpoint: run folder, file (ours or a released one) or model name; left out, the weights that ship.
         batch_size: images at a time; 0 for that of the run, whose number is then repeated exactly.
         image_size: side of the images; 0 for that of the checkpoint.

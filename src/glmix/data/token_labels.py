@@ -15,7 +15,6 @@ header is there first, and a shard has its name only when it is whole, so a run 
 
 import hashlib
 import json
-import os
 import random
 import zlib
 from dataclasses import asdict, dataclass
@@ -38,6 +37,7 @@ from glmix.data.loading import Batch, Images, Prepared, collate
 from glmix.data.samples import SampleSet
 from glmix.data.transforms import training_transform
 from glmix.errors import UserError
+from glmix.files import written_whole
 from glmix.options import TrainOptions
 
 FORMAT = "glmix token labels 1"
@@ -69,12 +69,14 @@ class TokenLabels:
 
     def write_header(self) -> None:
         header = {"format": FORMAT} | {k: v for k, v in asdict(self).items() if k != "root"}
-        _write(self.root / "labels.json", json.dumps(header, indent=1).encode())
+        with written_whole(self.root / "labels.json", "w") as file:
+            json.dump(header, file, indent=1)
 
     def write(self, number: int, classes: ndarray, scores: ndarray) -> None:
         """Write a shard: both arrays (n, rows, columns, top), for its n `indices`."""
         arrays = {"classes": classes.astype(np.uint16), "scores": scores.astype(np.float16)}
-        _write(self.shards[number], safetensors.numpy.save(arrays, {"crc32": _checksum(arrays)}))
+        with written_whole(self.shards[number]) as file:
+            file.write(safetensors.numpy.save(arrays, {"crc32": _checksum(arrays)}))
 
     def is_whole(self, number: int) -> bool:
         """Whether a shard is there, complete, and has the bytes that were written."""
@@ -98,17 +100,6 @@ class TokenLabels:
         if not scores.any():
             raise BadImage(f"{self.root}: no labels of image {index}, which the teacher could not read")
         return classes.astype(np.int64), scores.astype(np.float32)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write beside, sync, rename: a half-written file never has the name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    with open(beside, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
 
 
 def _checksum(arrays: dict[str, ndarray]) -> str:

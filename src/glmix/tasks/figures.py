@@ -57,11 +57,11 @@ def seen_through_slot(
     return seen_through(image, enlarge(chosen if idle else chosen / chosen.max().clamp(min=1e-12), image.shape[:2])[0])
 
 
-def mosaic(maps: NDArray[np.float32], rows: int, columns: int) -> NDArray[np.float32]:
-    """Maps (rows * columns, h, w) side by side in one array, with a gap of NaN around each."""
-    padded = np.pad(maps, ((0, 0), (1, 1), (1, 1)), constant_values=np.nan)
-    h, w = padded.shape[1:]
-    return padded.reshape(rows, columns, h, w).swapaxes(1, 2).reshape(rows * h, columns * w)
+def tiled(maps: NDArray[Any], grid: tuple[int, int]) -> NDArray[Any]:
+    """Maps (rows * columns, h, w) side by side in one array, in a `grid` of rows and columns."""
+    rows, columns = grid
+    _, h, w = maps.shape
+    return maps.reshape(rows, columns, h, w).swapaxes(1, 2).reshape(rows * h, columns * w)
 
 
 def slot_colors(count: int) -> NDArray[np.float64]:
@@ -139,11 +139,12 @@ def plot_slots(image: Image.Image, maps: SlotMaps, index: int = 0, count: int = 
         axis.set_axis_off()
     for place, (slot, color) in enumerate(zip(chosen, colors, strict=True)):
         show(views[place], seen_through_slot(array, assignment, slot, is_idle(maps, index)), f"slot {slot}", color)
-    rows, columns = maps.slot_grid
+    columns = maps.slot_grid[1]
     shown = weights / weights.max((1, 2), keepdims=True) if normalize else weights
     scale = "each with a scale of its own" if normalize else f"0 to {shown.max():.2f}"
+    framed = np.pad(shown, ((0, 0), (1, 1), (1, 1)), constant_values=np.nan)  # a gap around each
     axis = panels[2].subplots()
-    show(axis, mosaic(shown, rows, columns), f"all {len(weights)} assignment maps, {scale}",
+    show(axis, tiled(framed, maps.slot_grid), f"all {len(weights)} assignment maps, {scale}",
          cmap="magma", vmin=0, vmax=shown.max())  # fmt: skip
     h, w = weights.shape[1] + 2, weights.shape[2] + 2
     for slot, color in zip(chosen, colors, strict=True):

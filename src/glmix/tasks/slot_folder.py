@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 
 from glmix.data.images import SUFFIXES, BadImage, image_files, read_image
 from glmix.errors import UserError
+from glmix.files import written_whole
 from glmix.models import GLNet
 from glmix.models.slot_maps import slot_maps
 from glmix.tasks.explain import prepare_whole, seen_size
@@ -86,7 +87,7 @@ def check_settings(out: Path, settings: dict[str, Any]) -> None:
     path = out / "settings.json"
     if path.exists() and read_json(path) != settings:
         raise UserError(f"{out}: holds what other settings made (see settings.json there); choose another --out")
-    write_beside(path, json.dumps(settings, indent=1).encode())
+    write_json(path, settings)
 
 
 def state_of(path: Path) -> str:
@@ -129,7 +130,7 @@ def make_page(folder: Path, there: dict[str, str], out: Path, sheet: Path, job: 
     for batch in waiting.values():
         write_arrays(batch, out, job)
     draw_sheet(photos, out, sheet, job.merge)
-    write_beside(record, json.dumps({"photos": there, "skipped": skipped}, indent=1).encode())
+    write_json(record, {"photos": there, "skipped": skipped})
     return list(skipped.values())
 
 
@@ -156,10 +157,7 @@ def write_arrays(batch: list[tuple[str, torch.Tensor, dict[str, Any]]], out: Pat
     maps = slot_maps(job.model, torch.stack([tensor for _, tensor, _ in batch]))[job.block]
     assignment, entropy = maps.assignment.float().cpu(), maps.entropy().cpu()
     for i, (name, _, origin) in enumerate(batch):
-        path = array_file(out, name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.part")
-        with open(beside, "wb") as file:
+        with written_whole(array_file(out, name)) as file:
             np.savez_compressed(
                 file,
                 assignment=assignment[i].numpy().astype(np.float16),
@@ -170,7 +168,6 @@ def write_arrays(batch: list[tuple[str, torch.Tensor, dict[str, Any]]], out: Pat
                 stride=maps.stride,
                 **origin,
             )
-        beside.replace(path)
 
 
 def draw_sheet(photos: dict[str, Image.Image], out: Path, sheet: Path, merge: float) -> None:
@@ -192,9 +189,8 @@ def draw_sheet(photos: dict[str, Image.Image], out: Path, sheet: Path, merge: fl
             pen.text((x, y), label.encode("latin-1", "replace").decode("latin-1"), fill="black")  # all the font has
             picture.paste(part, (x, y + line))
             y += THUMBNAIL + line
-    beside = sheet.with_name(f".{sheet.stem}.part.png")
-    picture.save(beside)
-    beside.replace(sheet)
+    with written_whole(sheet) as file:
+        picture.save(file, "PNG")
 
 
 def read_json(path: Path) -> Any:
@@ -205,8 +201,7 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def write_beside(path: Path, content: bytes) -> None:
-    """Write a small file so that it is there whole or not at all."""
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_bytes(content)
-    beside.replace(path)
+def write_json(path: Path, content: Any) -> None:
+    """What `read_json` reads."""
+    with written_whole(path, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)

@@ -21,9 +21,10 @@ from PIL import Image
 from torch import Tensor
 
 from glmix.errors import UserError
+from glmix.files import written_whole
 from glmix.models.slot_maps import SlotMaps
 from glmix.tasks.explain import Look
-from glmix.tasks.figures import IDLE, centres_of
+from glmix.tasks.figures import IDLE, centres_of, tiled
 from glmix.tasks.regions import strongest_slots
 from glmix.tasks.representatives import map_distances, representative_slots
 
@@ -46,15 +47,14 @@ def write_slot_report(path: Path, looks: Iterable[Look], about: str) -> list[str
     """
     template = resources.files("glmix.tasks").joinpath("slot_report.html").read_text(encoding="utf-8")
     before, after = template.split("<!-- images -->")
-    beside, names = path.with_name(f".{path.name}.part"), []
-    with open(beside, "w", encoding="utf-8") as file:
+    names = []
+    with written_whole(path, "w", encoding="utf-8") as file:
         file.write(before.replace("{about}", html.escape(about)))
         for look in looks:
             # "<" must not end the script element that holds the data
             file.write(f'<script type="application/json" class="image">{encoded(look)}</script>\n')
             names.append(look.name)
         file.write(after)
-    beside.replace(path)
     return names
 
 
@@ -120,13 +120,6 @@ def shown_assignment(maps: SlotMaps, cells: int = CELLS[0]) -> Tensor:
 def roots(values: Tensor) -> NDArray[np.uint8]:
     """Values of 0 to 1 as bytes."""
     return (255 * torch.sqrt(values.clamp(0, 1))).round().byte().numpy()
-
-
-def tiled(maps: NDArray[np.uint8], grid: tuple[int, int]) -> NDArray[np.uint8]:
-    """Maps (rows * columns, h, w) side by side in one array."""
-    rows, columns = grid
-    _, h, w = maps.shape
-    return maps.reshape(rows, columns, h, w).swapaxes(1, 2).reshape(rows * h, columns * w)
 
 
 def two_bytes(numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
