@@ -13,6 +13,8 @@ import lightning.pytorch as pl
 import torch
 from matplotlib.figure import Figure
 
+from glmix.files import written_whole
+
 
 class EpochRows(pl.Callback):
     """A line on the terminal and a row of metrics.csv per epoch: losses, accuracy, speed, wait for data, memory."""
@@ -86,12 +88,10 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     if not rows:
         return
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    beside = path.with_name(f".{path.name}.part")
-    with open(beside, "w", newline="") as file:
+    with written_whole(path, "w", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
-    beside.replace(path)
 
 
 def plot_curves(rows: list[dict[str, Any]], picture: Path) -> None:
