@@ -1,7 +1,7 @@
 # Each target sets up what it needs in .venv, from nothing.
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: quickstart test test-slow lint browser clean
+.PHONY: quickstart test test-slow lint browser docs clean
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -31,10 +31,14 @@ browser:
 test-slow: .venv/.dev
 	$(BIN)/pytest -m slow --durations=0
 
+# the site, in site/; tests build it too, into a folder of their own
+docs: .venv/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv .cache quickstart
+	rm -rf .venv .cache quickstart site

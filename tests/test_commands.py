@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,24 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers import mistake, output
 from PIL import Image
 
-from glmix.cli import main
+from glmix.cli import main, parse
+from glmix.data.prepare import Preparation
+from glmix.models import create_model
+from glmix.models.description import Description
 from glmix.models.glnet import MODEL_NAMES
-from glmix.models.weights import read_checkpoint
-
-
-def output(capsys: pytest.CaptureFixture, *arguments: object) -> str:
-    assert main([str(a) for a in arguments]) == 0, capsys.readouterr().err
-    return capsys.readouterr().out
-
-
-def mistake(capsys: pytest.CaptureFixture, *arguments: object) -> str:
-    """The one line that a mistake gets."""
-    assert main([str(a) for a in arguments]) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("glmix: "), lines
-    return lines[0]
+from glmix.models.weights import read_checkpoint, write_checkpoint
+from glmix.tasks.classify import CLASSIFY, ClassifyOptions
+from glmix.training.run import prepare
 
 
 def test_run_folder_is_complete(run: Path):
@@ -44,7 +38,7 @@ def test_run_folder_is_complete(run: Path):
         assert (run / name).stat().st_size > 0, name
     assert list((run / "tensorboard").glob("events*"))
     assert yaml.safe_load((run / "config.yaml").read_text())["seed"] == 3
-    checkpoint = read_checkpoint(run)
+    checkpoint, _ = read_checkpoint(run)
     assert checkpoint.model == "glnet_pico" and checkpoint.names == ["blue thing", "red thing"]
     assert "glmix" in checkpoint.info["command"]
 
@@ -52,7 +46,7 @@ def test_run_folder_is_complete(run: Path):
 def test_eval_repeats_the_number_of_the_run(run: Path, photos: Path, capsys: pytest.CaptureFixture):
     scores = json.loads(output(capsys, "eval", "--checkpoint", run, "--data", photos, "--batch-size", 8, "--json"))
     assert scores["images"] == 8 and scores["skipped"] == []
-    info = read_checkpoint(run).info
+    info = read_checkpoint(run)[0].info
     assert scores["top1"] == info["val_top1"] and scores["loss"] == info["val_loss"]
     assert "top-1" in output(capsys, "eval", "--checkpoint", run / "last.safetensors", "--data", photos / "val")
 
@@ -93,14 +87,14 @@ def test_resume_goes_on(run: Path, photos: Path, tmp_path: Path, capsys: pytest.
     more = ["train", "--config", copy / "config.yaml", "--out", copy, "--epochs", 3]
     assert "already" in mistake(capsys, *more)
     output(capsys, *more, "--resume")
-    assert read_checkpoint(copy / "last.safetensors").info["epoch"] == 3
+    assert read_checkpoint(copy / "last.safetensors")[0].info["epoch"] == 3
 
 
 def test_scenes_and_convert(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     output(capsys, "scenes", "--out", tmp_path / "scenes", "--count", 8, "--size", 32)
     assert len(list((tmp_path / "scenes").rglob("*.png"))) == 8
     output(capsys, "convert", run, tmp_path / "small.safetensors")
-    assert read_checkpoint(tmp_path / "small.safetensors").classes == ["blue_thing", "red_thing"]
+    assert read_checkpoint(tmp_path / "small.safetensors")[0].classes == ["blue_thing", "red_thing"]
 
 
 def test_a_bad_image_never_ends_a_run(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -133,7 +127,28 @@ def test_a_bad_image_never_ends_a_run(photos: Path, tmp_path: Path, capsys: pyte
         (["train", "--config", "{tmp}/none.yaml"], "none.yaml"),
         (["train", "--config", "{tmp}/bad.yaml"], "epoch"),
         (["train", "--data", "{photos}", "--model_args", "{{slots: 3}}", "--batch-size", "8"], "slots"),
-        (["train", "--resume", "--out", "{tmp}/none"], "nothing to resume"),
+        (["train", "--seed", "-1"], "between 0 and 4294967295"),
+        (["train", "--seed", "5000000000"], "between 0 and 4294967295"),
+        (["train", "--min-lr", "-1"], "at least 0"),
+        (["train", "--min-lr", "0.1"], "min_lr 0.1 is above lr"),
+        (["train", "--lr-batch", "-5"], "at least 0"),
+        (["train", "--ema", "1.0"], "below 1"),
+        (["train", "--drop-path", "1.5"], "between 0 and 1"),
+        (["train", "--start-size", "256"], "start_size 256 is above image_size 128"),
+        (["train", "--eval-size", "20"], "0 or at least 32"),
+        (["train", "--precision", "fp8"], "fp8"),
+        (["train", "--strategy", "fsdp", "--ema", "0"], "--strategy fsdp needs CUDA"),
+        (["train", "--sync-bn"], "--sync-bn needs CUDA"),
+        (["train", "--dense-weight", "0.3"], "dense"),
+        (["train", "--task", "clasify"], "did you mean classify"),
+        (["train", "--task", "token-label", "--mixup", "0.3"], "mixup and cutmix to 0"),
+        (["train", "--config", "{tmp}/bounds.yaml"], "bounds.yaml: epochs must be above 0"),
+        (["train", "--config", "{tmp}/bad.yaml"], "bad.yaml: "),
+        (["train", "--model", "glnet_pico.nonsense", "--data", "{photos}"], "glnet_pico.imagenette"),
+        (["eval", "--data", "{photos}", "--slot-grid", "3", "3", "3"], "slot_grid"),
+        (["eval", "--data", "{photos}", "--slot-grid", "0"], "at least 1"),
+        (["eval", "--checkpoint", "{run}", "--data", "{photos}", "--slot-grid", "1000"], "slots"),
+        (["eval", "--data", "{photos}", "--task", "detect"], "the task is the checkpoint's"),
         (["eval", "--data", "{photos}"], "not among the model's 10 classes"),
         (["eval"], "data"),
         (["eval", "--checkpoint", "{tmp}/none.safetensors", "--data", "{photos}"], "no such checkpoint"),
@@ -156,6 +171,7 @@ def test_mistakes(
     arguments: list[str], says: str, run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     (tmp_path / "bad.yaml").write_text("epoch: 3\n")
+    (tmp_path / "bounds.yaml").write_text("epochs: 0\n")
     (tmp_path / "half.safetensors").write_bytes((run / "best.safetensors").read_bytes()[:5000])
     for name in ("cat", "dog"):
         (tmp_path / "others" / name).mkdir(parents=True)
@@ -168,7 +184,11 @@ def test_the_installed_command_shows_help():
     shown = subprocess.run(
         [command, "train", "--help"], capture_output=True, text=True, env=os.environ | {"COLUMNS": "100"}
     )
-    assert shown.returncode == 0 and "--batch_size" in shown.stdout and "Traceback" not in shown.stderr
+    assert shown.returncode == 0 and "--batch-size" in shown.stdout and "Traceback" not in shown.stderr
+    assert not re.search(r"--\w+_\w+", shown.stdout)  # as documented, and as people type
+    assert "{true" not in shown.stdout and "whole number, above 0" in shown.stdout
+    for title in ("the run:", "the model:", "optimisation:", "images and their augmentation:", "the machine:"):
+        assert title in shown.stdout
 
 
 def test_a_run_goes_on_with_its_own_options(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -194,7 +214,7 @@ def test_eval_takes_what_the_run_held_out(photos: Path, tmp_path: Path, capsys: 
     data, run = photos / "train", tmp_path / "run"
     options = "--epochs 1 --batch-size 8 --image-size 32 --workers 0 --lr 1e-3".split()
     output(capsys, "train", "--data", data, "--out", run, *options)
-    info = read_checkpoint(run).info
+    info = read_checkpoint(run)[0].info
     scores = json.loads(output(capsys, "eval", "--checkpoint", run, "--data", data, "--json"))
     assert scores["top1"] == info["val_top1"] and scores["loss"] == info["val_loss"] and scores["images"] < 24
     everything = json.loads(output(capsys, "eval", "--checkpoint", run, "--data", photos / "val", "--json"))
@@ -212,14 +232,182 @@ def test_features_of_a_run(run: Path):
             assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("arguments", [
-    ["train", "--auto-augment", "foo"], ["train", "--color-jitter", -3], ["train", "--out", ""], ["train", "--data", ""],
-    ["train", "--crop-scale", 2], ["train", "--layer-decay", 0], ["train", "--workers", -7], ["train", "--batch-size", 1],
-    ["train", "--checkpoint-steps", -5], ["train", "--config", "PICTURE"], ["eval", "--data", "scenes", "--batch-size", -1],
-    ["eval", "--data", "scenes", "--limit", -3], ["predict", "--top", 0, "PICTURE"],
-    ["predict", "--checkpoint", "glnet_pico.foo", "PICTURE"],
-], ids=lambda a: " ".join(str(w) for w in a))  # fmt: skip
-def test_more_mistakes(arguments: list, photos: Path, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture):
+@pytest.mark.parametrize(("arguments", "says"), [
+    (["train", "--auto-augment", "foo", "--data", "PHOTOS", "--batch-size", 8], "foo: no policy of timm"),
+    (["train", "--color-jitter", -3], "color_jitter must be at least 0"),
+    (["train", "--out", ""], "out is empty"), (["train", "--data", ""], "data is empty"),
+    (["train", "--crop-scale", 2], "crop_scale must be above 0 and at most 1"),
+    (["train", "--layer-decay", 0], "layer_decay must be above 0"),
+    (["train", "--workers", -7], "workers must be at least -1"), (["train", "--batch-size", 1], "at least 2"),
+    (["train", "--checkpoint-steps", -5], "checkpoint_steps must be at least 0"),
+    (["train", "--config", "PICTURE"], "a recipe is YAML"),
+    (["eval", "--data", "scenes", "--batch-size", -1], "at least 1, or 0 for that of the run"),
+    (["eval", "--data", "scenes", "--limit", -3], "at least 1, or 0 for all"),
+    (["predict", "--top", 0, "PICTURE"], "--top 0: at least one"),
+    (["predict", "--checkpoint", "glnet_pico.foo", "PICTURE"], "glnet_pico.imagenette"),
+], ids=lambda a: " ".join(str(w) for w in a) if isinstance(a, list) else "")  # fmt: skip
+def test_more_mistakes(
+    arguments: list, says: str, photos: Path, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture
+):
     monkeypatch.chdir(tmp_path)
+    stands_for = {"PICTURE": next((photos / "val").rglob("*.png")), "PHOTOS": photos}
+    assert says in mistake(capsys, *(stands_for.get(a, a) for a in arguments))
+
+
+@pytest.mark.parametrize("grid", [["3"], ["3", "3"], ["3,3"], ["3x3"], ["[3,3]"]])
+def test_a_slot_grid_as_people_write_it(grid: list[str]):
+    _, options = parse("eval", ["--data", "x", "--slot-grid", *grid, "--limit", "4"])
+    assert tuple(options["slot_grid"]) == (3, 3) and options["limit"] == 4
+
+
+def sorted_halves(root: Path) -> Path:
+    """Many of the first class, few of the second, as class folders come: sorted."""
+    for name, value, count in (("a", 30, 40), ("b", 220, 40)):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (40, 40), (value, 255 - value, i)).save(root / name / f"{i:02}.png")
+    return root
+
+
+def test_a_limit_measures_all_classes(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """An untrained network that sees but two colours gives one answer each; a limit sees both of them."""
+    data = sorted_halves(tmp_path / "data")
+    model = create_model("glnet_pico", num_classes=2)
+    with torch.no_grad():  # always says the first class
+        model.head.fc.weight.zero_()
+        model.head.fc.bias.copy_(torch.tensor([1.0, 0.0]))
+    described = Description("classify", "glnet_pico", {}, ["a", "b"], ["a", "b"], Preparation(size=(32, 32)))
+    write_checkpoint(tmp_path / "a.safetensors", described, model.state_dict())
+    for limit in (8, 10, 30):
+        scores = json.loads(output(capsys, "eval", "--checkpoint", tmp_path / "a.safetensors", "--data", data,
+                                   "--limit", limit, "--json", "--workers", 0))  # fmt: skip
+        assert scores["images"] == limit and scores["top1"] == 50
+
+
+def test_a_validation_limit_and_slot_health_see_all_classes(tmp_path: Path):
+    data = sorted_halves(tmp_path / "data")
+    options = ClassifyOptions(data=str(data), out=str(tmp_path / "run"), batch_size=4, limit_val_batches=1, workers=0,
+                              image_size=32)  # fmt: skip
+    _, (_, validation) = prepare(CLASSIFY, options)
+    (batch,) = list(validation)
+    assert set(batch.targets.tolist()) == {0, 1}
+
+
+def test_shuffled_slots_are_worth_less(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """The shipped weights on scenes they never saw: other logits, and those of slots rolled by hand."""
+    from glmix.models import load
+    from glmix.training.evaluate import shuffled_slots
+
+    model, _ = load("glnet_pico.imagenette")
+    image = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain = model(image)
+        with shuffled_slots(model):
+            shuffled = model(image)
+        again = model(image)
+        for mixer in model.slot_mixers().values():
+            mixer.slot_proj.register_forward_pre_hook(lambda *_: None)
+            attend = mixer.attend
+            mixer.attend = lambda slots, attend=attend: torch.cat([attend(slots)[:, 25:], attend(slots)[:, :25]], 1)
+        by_hand = model(image)
+    assert torch.equal(plain, again)
+    assert (plain - shuffled).abs().max() > 0.1
+    assert torch.allclose(shuffled, by_hand, atol=1e-4)
+
+
+def test_files_added_since_are_no_validation_images(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """A run on data without splits holds some images back; one more file, and eval still takes those alone."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(photos / "train", data)
+    options = "--epochs 1 --batch-size 8 --image-size 32 --workers 0 --lr 1e-3".split()
+    output(capsys, "train", "--data", data, "--out", run, *options)
+    before = json.loads(output(capsys, "eval", "--checkpoint", run, "--data", data, "--json"))
+    shutil.copy(photos / "val" / "red_thing" / "1.png", data / "red_thing" / "added.png")
+    assert main(["eval", "--checkpoint", str(run), "--data", str(data), "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == before
+    assert "held out in training" in shown.err and "1 are new since" in shown.err
+    shutil.move(data, tmp_path / "other" / "data")  # elsewhere, and named by the folder around it
+    assert json.loads(output(capsys, "eval", "--checkpoint", run, "--data", tmp_path / "other", "--json")) == before
+
+
+def test_weights_without_class_names(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    model = create_model("glnet_pico", num_classes=2)
+    torch.save({"model": model.state_dict()}, tmp_path / "a.pth")
+    command = ["eval", "--checkpoint", str(tmp_path / "a.pth"), "--data", str(photos), "--image-size", "32", "--json"]
+    assert main(command) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["images"] == 8
+    assert "name no classes" in shown.err and "order" in shown.err
+
+
+def test_predictions_come_as_they_are_made_with_name_and_reason_apart(run: Path, photos: Path, tmp_path: Path, capsys):
+    odd = tmp_path / "a: b.png"
+    shutil.copy(next((photos / "val").rglob("*.png")), odd)
+    (tmp_path / "c: d.jpg").write_text("no image")
+    rows = [
+        json.loads(r)
+        for r in output(capsys, "predict", "--checkpoint", run, tmp_path / "c: d.jpg", odd, "--json").splitlines()
+    ]
+    assert [row["image"] for row in rows] == [str(tmp_path / "c: d.jpg"), str(odd)]
+    assert rows[0]["error"].startswith("not an image") and "predictions" in rows[1]
+
+
+def glmix(*arguments: object, **more) -> subprocess.CompletedProcess:
+    """The command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "glmix.cli", *map(str, arguments)], capture_output=True, timeout=300, **more
+    )
+
+
+def test_a_reader_that_goes_away_is_no_traceback(run: Path, photos: Path):
+    images = " ".join(str(p) for p in sorted((photos / "val").rglob("*.png")))
+    shell = f"{sys.executable} -m glmix.cli predict --checkpoint {run} {images} | head -1"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=300)
+    assert len(done.stdout.splitlines()) == 1 and done.stderr == ""
+
+
+def test_a_training_outlives_its_reader(photos: Path, tmp_path: Path):
+    options = "--epochs 2 --batch-size 8 --image-size 32 --workers 0 --lr 1e-3"
+    shell = f"{sys.executable} -m glmix.cli train --data {photos} --out {tmp_path / 'run'} {options} 2>&1 | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stderr == ""
+    assert (tmp_path / "run" / "report.html").exists()
+    assert read_checkpoint(tmp_path / "run" / "last.safetensors")[0].info["epoch"] == 2
+
+
+def test_names_that_no_terminal_can_show(run: Path, photos: Path, tmp_path: Path):
+    """A terminal that knows ASCII alone, and a name that is no text in any encoding."""
     picture = next((photos / "val").rglob("*.png"))
-    mistake(capsys, *(picture if a == "PICTURE" else a for a in arguments))
+    names = [os.fsencode(tmp_path) + b"/caf\xc3\xa9.png", os.fsencode(tmp_path) + b"/caf\xe9.png"]
+    for name in names:
+        shutil.copy(picture, os.fsdecode(name))
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
+    for more in ((), ("--json",)):
+        command = [sys.executable, "-m", "glmix.cli", "predict", "--checkpoint", str(run), *names, *more]
+        for environment in (ascii_only, os.environ | {"PYTHONIOENCODING": "utf-8"}):
+            done = subprocess.run(command, capture_output=True, env=environment, timeout=300)
+            assert done.returncode == 0, done.stderr
+            assert len(done.stdout.splitlines()) == 2
+    data = os.fsencode(tmp_path) + b"/d\xe9/"
+    shutil.copytree(photos, os.fsdecode(data))
+    options = "--epochs 1 --batch-size 8 --image-size 32 --workers 0".split()
+    for out, status in ((os.fsencode(tmp_path) + b"/run", 0), (data + b"run", 2)):
+        command = [sys.executable, "-m", "glmix.cli", "train", "--data", data, "--out", out, *options]
+        done = subprocess.run(command, capture_output=True, env=ascii_only, timeout=300)
+        assert done.returncode == status, done.stderr
+        assert b"Traceback" not in done.stderr
+
+
+def test_a_strangers_repository_is_not_recorded(tmp_path: Path):
+    """The package copied into somebody's own repository."""
+    import glmix as package
+
+    shutil.copytree(Path(package.__file__).parent, tmp_path / "lib" / "glmix")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "-C", str(tmp_path)]
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "theirs"]):
+        subprocess.run([*git, *command], check=True)
+    code = "from glmix.training.run import git_state; import glmix; print(glmix.__file__, [git_state()])"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "lib")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.split() == [str(tmp_path / "lib" / "glmix" / "__init__.py"), "['']"]

@@ -1,6 +1,7 @@
 """`glmix explain`: its figures, a whole folder, the notebook's promise of arrays, and every mistake as one line."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,14 @@ from PIL import Image
 from test_commands import mistake, output
 
 import glmix
+from glmix.data.prepare import Preparation
 from glmix.data.scenes import make_scene, write_scenes
 from glmix.models import SHIPPED, load
-from glmix.models.weights import Checkpoint, write_checkpoint
-from glmix.tasks import figures, slot_folder
-from glmix.tasks.explain import Look, look, seen_size, shown_photo
+from glmix.models.description import Description
+from glmix.models.weights import write_checkpoint
+from glmix.slots import figures
+from glmix.slots import folder as slot_folder
+from glmix.slots.look import IDLE, Look, look, seen_size, shown_photo
 
 KINDS = ["slots", "depths", "regions", "attention", "patches"]
 
@@ -24,7 +28,7 @@ KINDS = ["slots", "depths", "regions", "attention", "patches"]
 def seen() -> Look:
     model, described = load(SHIPPED)
     pixels = np.concatenate([make_scene(3, i, 120).image for i in range(2)], 1)
-    return look(model, Image.fromarray(pixels), described.image, "pair")
+    return look(model, Image.fromarray(pixels), described.preparation, "pair")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +36,7 @@ def idle() -> Look:
     """A network whose assignments are all but uniform, as the published ones start."""
     torch.manual_seed(0)
     model, described = glmix.create_model("glnet_pico", slot_scale=0.01).eval(), load(SHIPPED)[1]
-    return look(model, Image.fromarray(make_scene(3, 0).image), described.image, "idle")
+    return look(model, Image.fromarray(make_scene(3, 0).image), described.preparation, "idle")
 
 
 @pytest.fixture
@@ -107,7 +111,7 @@ def plots(seen: Look) -> dict[str, Figure]:
 
 def test_figures_tell_the_entropy_and_where_slots_are_idle(seen: Look, idle: Look) -> None:
     entropy = float(seen.maps[-1].entropy()[0])
-    assert entropy < figures.IDLE <= float(idle.maps[-1].entropy()[0])
+    assert entropy < IDLE <= float(idle.maps[-1].entropy()[0])
     for kind, figure in plots(seen).items():
         assert f"assignment entropy {entropy:.2f}" in titles(figure), kind
         assert "idle" not in titles(figure), kind
@@ -206,6 +210,34 @@ def test_mistakes(
     assert words in mistake(capsys, "explain", pictures[2], "--out", tmp_path / "o", *arguments)
 
 
+@pytest.mark.parametrize(("arguments", "option"), [
+    (["--batch-size", 4], "--batch-size"),
+    (["--figures", "slots,patches", "--merge", 0.4], "--merge"),
+    (["--figures", "regions", "--slots", 4], "--slots"),
+    (["--figures", "slots", "--slot", -1], "--slot"),
+    (["--figures", "attention,slots", "--blocks", 0, 4], "--blocks"),
+    (["--figures", "depths", "--block", 3], "--block"),
+    (["--figures", "attention", "--normalize"], "--normalize"),
+    (["--figures", "none", "--report", "--format", "png"], "--format"),
+    (["--figures", "none", "--report", "--block", -1], "--block"),
+])  # fmt: skip
+def test_options_that_change_nothing_are_refused(
+    arguments: list, option: str, pictures: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    said = mistake(capsys, "explain", pictures[2], "--out", tmp_path / "o", *arguments)
+    assert said.startswith(f"glmix: {option}: ") and "leave it out" in said and not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("arguments", [
+    ["--figures", "slots"], ["--figures", "all"], ["--format", "png"], ["--blocks", 0, 4], ["--slot", 2], ["--normalize"], ["--report"],
+])  # fmt: skip
+def test_a_folder_has_no_use_for_what_single_photos_take(
+    arguments: list, album: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    said = mistake(capsys, "explain", "--folder", album, "--out", tmp_path / "o", *arguments)
+    assert said.startswith(f"glmix: {arguments[0]}: ") and "--folder" in said and not (tmp_path / "o").exists()
+
+
 def test_more_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "text.jpg").write_text("no image")
     assert "name the images" in mistake(capsys, "explain", "--out", tmp_path / "o")
@@ -230,8 +262,8 @@ def test_a_model_without_glmix_blocks(pictures: list[Path], tmp_path: Path, caps
     arguments = {"mixers": ["attention"] * 4}
     model = glmix.create_model("glnet_pico", num_classes=2, **arguments)
     path = tmp_path / "plain.safetensors"
-    write_checkpoint(path, Checkpoint(model.state_dict(), "glnet_pico", arguments, ["a", "b"], ["a", "b"], {}, {}))
-    for words in (["explain", pictures[2], "--out", tmp_path / "o"], ["eval", "--task", "slots", "--data", "scenes"]):
+    write_checkpoint(path, Description("classify", "glnet_pico", arguments, ["a", "b"], ["a", "b"]), model.state_dict())
+    for words in (["explain", pictures[2], "--out", tmp_path / "o"], ["slots", "--data", "scenes"]):
         assert "no GLMix blocks" in mistake(capsys, *words, "--checkpoint", path)
 
 
@@ -262,10 +294,10 @@ def test_folder(album: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monk
             picture.load()
 
     model, described = load(SHIPPED)
-    described.image["input_size"] = (3, 64, 64)
+    preparation = described.preparation.at(64)
     for name in photos[::4]:
         with np.load(out / "arrays" / f"{name}.npz") as found, Image.open(album / name) as photo:
-            maps = look(model, photo.convert("RGB"), described.image).maps[-1]
+            maps = look(model, photo.convert("RGB"), preparation).maps[-1]
             np.testing.assert_allclose(found["assignment"], maps.assignment[0].numpy(), atol=2e-3)
             assert found["entropy"] == pytest.approx(float(maps.entropy()[0]), abs=1e-4)
             assert found["block"] == maps.block and found["stride"] == 16 and tuple(found["photo"]) == photo.size
@@ -303,12 +335,58 @@ def test_folder(album: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monk
     assert "holds what other settings made" in mistake(capsys, *options)
 
 
+def test_a_folder_is_gone_on_with_only_by_the_same_preparation(
+    album: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Checkpoints of the same tensors that prepare images in other ways; and what earlier versions recorded."""
+    model, described = load(SHIPPED)
+    files = {}
+    ways = {"asis": {}, "bilinear": {"interpolation": "bilinear"}, "darker": {"mean": (0.1, 0.1, 0.1)}}
+    for name, change in ways.items():
+        files[name] = tmp_path / f"{name}.safetensors"
+        told = replace(described, preparation=replace(described.preparation, **change))
+        write_checkpoint(files[name], told, model.state_dict())
+    options = ["explain", "--folder", album, "--out", tmp_path / "out", "--image-size", 64, "--checkpoint"]
+    output(capsys, *options, files["asis"])
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text())
+    assert Preparation.read(settings["preparation"]) == described.preparation.at(64)
+    made = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.npz")}
+    output(capsys, *options, files["asis"])
+    assert made == {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.npz")}
+    for other in ("bilinear", "darker"):
+        assert "holds what other settings made" in mistake(capsys, *options, files[other])
+    earlier = {k: settings[k] for k in ("folder", "model", "weights", "block", "slots", "merge")}
+    (tmp_path / "out" / "settings.json").write_text(json.dumps(earlier | {"input_size": [3, 64, 64]}))
+    assert "holds what other settings made" in mistake(capsys, *options, files["asis"])
+
+
+def test_arrays_are_of_the_checkpoints_interpolation(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Two checkpoints of the same tensors, one of which enlarges by the nearest pixel: other arrays, from the command."""
+    model, described = load(SHIPPED)
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(make_scene(4, 1, 30).image).save(tmp_path / "photos" / "small.png")
+    found = {}
+    for kind in ("nearest", "bicubic"):
+        path = tmp_path / f"{kind}.safetensors"
+        preparation = replace(described.preparation, interpolation=kind)
+        write_checkpoint(path, replace(described, preparation=preparation), model.state_dict())
+        output(capsys, "explain", "--folder", tmp_path / "photos", "--out", tmp_path / kind, "--checkpoint", path)
+        with (
+            np.load(tmp_path / kind / "arrays" / "small.png.npz") as arrays,
+            Image.open(tmp_path / "photos" / "small.png") as photo,
+        ):
+            found[kind] = arrays["assignment"].astype(float)
+            expected = photo.convert("RGB").resize((160, 160), Image.Resampling[kind.upper()])
+        maps = glmix.slot_maps(model, described.preparation.tensor(expected)[None])[-1]
+        np.testing.assert_allclose(found[kind], maps.assignment[0].numpy(), atol=2e-3)
+    assert np.abs(found["nearest"] - found["bicubic"]).max() > 0.02
+
+
 def weights(path: Path) -> Path:
     """An untrained glnet_pico with the options of the shipped one."""
     model, described = load(SHIPPED)
     fresh = glmix.create_model("glnet_pico", num_classes=model.num_classes, **described.model_args)
-    described.state_dict = fresh.state_dict()
-    write_checkpoint(path, described)
+    write_checkpoint(path, described, fresh.state_dict())
     return path
 
 
@@ -346,7 +424,7 @@ def test_folder_goes_on_after_a_cut(album: Path, tmp_path: Path, capsys: pytest.
 
     with monkeypatch.context() as patch:
         patch.setattr(slot_folder, "write_arrays", cut)
-        assert glmix_main(*options, tmp_path / "cut") == 2
+        assert glmix_main(*options, tmp_path / "cut") == 130  # as the shell has it
     assert capsys.readouterr().err == "glmix: interrupted\n"
     output(capsys, *options, tmp_path / "cut")
     names = [

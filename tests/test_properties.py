@@ -1,5 +1,6 @@
 """What holds for any image size, slot grid, precision and way of running, and what the slots say."""
 
+import math
 from typing import Any
 
 import pytest
@@ -96,10 +97,22 @@ def test_slot_grids_that_cannot_be() -> None:
     for grid in ((0, 8), (8, 0), (-1, 3)):
         with pytest.raises(ValueError, match="at least 1 row"):
             small("glnet_pico").set_slot_grid(grid)
+    for grid in ((1000, 1000), (65, 64), (1, 4097)):
+        for use in (
+            lambda g=grid: small("glnet_pico").set_slot_grid(g),
+            lambda g=grid: small("glnet_pico", slot_grid=g),
+        ):
+            with pytest.raises(ValueError, match="4096 slots"):
+                use()
+    small("glnet_pico").set_slot_grid((64, 64))
+    unchanged = small("glnet_pico", slot_grid=(3, 3))
+    with pytest.raises(ValueError, match="4096"):
+        unchanged.set_slot_grid((100, 100))
+    assert {maps.slot_grid for maps in slot_maps(unchanged, images(1, 3, 64, 64))} == {(3, 3)}
     learned = small("glnet_stl_paramslot")
     with pytest.raises(ValueError, match="learned"):
         learned.set_slot_grid((4, 4))
-    assert {(mixer.slot_h, mixer.slot_w) for mixer in learned.slot_mixers().values()} == {(8, 8)}
+    assert {(maps.slots, maps.slot_grid) for maps in slot_maps(learned, images(1, 3, 64, 64))} == {(64, None)}
 
 
 @pytest.mark.parametrize("stride", [2, 4])
@@ -125,11 +138,24 @@ def test_strides_are_as_told(variant: str, stride: int) -> None:
         ({"stem_stride": 3}, "stem_stride"),
         ({"mixers": ("glmix", "conv", "glmix", "attention")}, "conv"),
         ({"dims": (40, 64, 96, 128)}, "multiple"),
+        ({"seeds": "drawn"}, "'pooled' or 'learned', not 'drawn'"),
+        ({"slot_grid": (0, 3)}, "at least 1 row"),
     ],
 )
 def test_options_that_cannot_be(options: dict[str, Any], error: str) -> None:
     with pytest.raises(ValueError, match=error):
         small("glnet_4g", **options)
+
+
+@pytest.mark.parametrize("slots", [1, 7, 50])
+@pytest.mark.parametrize("variant", KINDS)
+def test_any_number_of_learned_slots(variant: str, slots: int) -> None:
+    """Rows and columns are of pooled seeds alone: another strategy has as many slots as it likes."""
+    model = small(variant, seeds="learned", slot_grid=(1, slots))
+    x = images(2, 3, 64, 64)
+    maps = slot_maps(model, x, attention=True)
+    assert {(m.slots, m.slot_grid, tuple(m.attention.shape[2:])) for m in maps} == {(slots, None, (slots, slots))}
+    finite_step(model.train(), x, "float32")
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
@@ -254,6 +280,30 @@ def check(maps: list[SlotMaps], blocks: list[str]) -> None:
             slots = m.logits.shape[1]
             assert m.attention.shape[2:] == (slots, slots)
             torch.testing.assert_close(m.attention.sum(3), torch.ones_like(m.attention[..., 0]), rtol=1e-4, atol=1e-4)
+
+
+def slots_with(weights: list[float], places: bool = False) -> SlotMaps:
+    """One block's maps of which the softmax over slots (or over `places`) is `weights` everywhere."""
+    logits = torch.tensor(weights).log() + 3
+    logits = logits.expand(2, 5, -1).unflatten(2, (1, -1)) if places else logits[:, None, None].expand(2, -1, 3, 4)
+    return SlotMaps("a", 4, logits, None)
+
+
+@pytest.mark.parametrize(("kind", "places"), [("assignment", False), ("clustering", True)])
+@pytest.mark.parametrize(
+    ("weights", "share"),
+    [
+        ([0.5, 0.25, 0.125, 0.125], 7 / 8),  # 1.75 of 2 bits
+        ([0.5, 0.25, 0.25], 1.5 / math.log2(3)),
+        ([0.2] * 5, 1.0),
+        ([1.0, 1e-30], 0.0),
+    ],
+)
+def test_entropy_of_known_weights(kind: str, places: bool, weights: list[float], share: float) -> None:
+    """In shares of the largest value, that of equal weights: log(n)."""
+    maps = slots_with(weights, places)
+    torch.testing.assert_close(maps.entropy(kind), torch.full((2,), share), rtol=1e-5, atol=1e-6)
+    assert maps.slots == (5 if places else len(weights))
 
 
 def hooks(model: nn.Module) -> int:

@@ -8,12 +8,13 @@ from PIL import Image
 
 from glmix.cli import main, parse
 from glmix.commands.label_tokens import label_tokens
-from glmix.commands.train import make_model
 from glmix.data.loading import EpochOrder
-from glmix.data.transforms import evaluation_transform, training_transform
-from glmix.models import config_of
-from glmix.options import TrainOptions
-from glmix.tasks.optim import cosine, parameter_groups
+from glmix.data.prepare import training_transform
+from glmix.data.samples import Sample
+from glmix.models.description import Description
+from glmix.tasks import task_named
+from glmix.training.optim import parameter_groups
+from glmix.training.options import TrainOptions
 
 ROOT = Path(__file__).parent.parent / "recipes"
 RECIPES = {str(p.relative_to(ROOT).with_suffix("")): p for p in sorted(ROOT.rglob("*.yaml"))}
@@ -26,13 +27,14 @@ TABLE = {
     "imagenet1k/glnet_4g": ((IMAGENET, 1000, 8), 2e-3, 625 * 300, 0.15, 0.9999),
     "imagenet1k/glnet_9g": ((IMAGENET, 1000, 8), 2e-3, 625 * 300, 0.3, 0.9999),
     "imagenet1k/glnet_16g": ((IMAGENET, 1000, 8), 2e-3, 625 * 300, 0.4, 0.9999),
-    "imagenet1k/glnet_4g_tklb": ((IMAGENET, 1000, 8), 1e-3, 1251 * 310, 0.1, 0.0),
-    "imagenet1k/glnet_9g_tklb": ((IMAGENET, 1000, 8), 1e-3, 1251 * 310, 0.1, 0.0),
-    "imagenet1k/glnet_16g_tklb": ((IMAGENET, 1000, 8), 1e-3, 1251 * 310, 0.1, 0.0),
+    "imagenet1k/glnet_4g_tklb": ((IMAGENET, 1000, 8), 2e-3, 625 * 310, 0.1, 0.0),
+    "imagenet1k/glnet_9g_tklb": ((IMAGENET, 1000, 8), 2e-3, 625 * 310, 0.1, 0.0),
+    "imagenet1k/glnet_16g_tklb": ((IMAGENET, 1000, 8), 2e-3, 625 * 310, 0.1, 0.0),
     "finetune/glnet_4g_384": ((IMAGENET, 1000, 8), 5e-5, 2502 * 30, 0.2, 0.9999),
     "finetune/own_images": ((OWN, 5, 1), 5e-4, 62 * 15, 0.05, 0.998),
     "finetune/linear_probe": ((OWN, 5, 1), 5e-3, 31 * 10, 0.0, 0.0),
     "small/imagenette_pico": ((IMAGENETTE, 10, 1), 2e-3, 147 * 40, 0.05, 0.999),
+    "small/imagenette_pico_tokens": ((IMAGENETTE, 10, 1), 2e-3, 147 * 40, 0.05, 0.999),
     "small/tiny_imagenet_pico": ((TINY, 200, 1), 2e-3, 781 * 60, 0.1, 0.9995),
     "small/scenes": ((SCENES, 8, 1), 1.5e-3, 125 * 8, 0.0, 0.99),
 }
@@ -51,40 +53,40 @@ def test_built_at_full_settings(name: str):
     options = options_of(RECIPES[name])
     (images, classes, processes), lr, steps, drop_path, ema = TABLE[name]
     options.init = ""
+    task = task_named(options.task)
+    labels = [str(i) for i in range(classes)]
+    description = Description(options.task, options.model, options.model_args, labels, labels)
     with torch.device("meta"):
-        model = make_model(options, classes)
-    order = EpochOrder(images, True, 0, 0, processes, options.repeats, options.batch_size)
-    per_epoch = len(order) // options.batch_size // options.accumulate
-    global_batch = options.batch_size * options.accumulate * processes
-    peak = options.lr * (global_batch / options.lr_batch if options.lr_batch else 1)
-    groups = parameter_groups(model, options.weight_decay, options.layer_decay)
-    optimizer = torch.optim.AdamW(groups, lr=peak)
-    schedule = cosine(optimizer, options.epochs, per_epoch, options.warmup_epochs, options.min_lr)
-    assert per_epoch * options.epochs == steps
+        model = task.build(description, drop_path_rate=options.drop_path)
+        task.start(model, options, description)
+    repeats, batch = options.repeats, options.batch_size
+    order = EpochOrder(images, batch, True, 0, 0, processes, repeats, options.accumulate)
+    peak = options.lr * (order.step_size / options.lr_batch if options.lr_batch else 1)
+    groups = parameter_groups(model, options.weight_decay, options.layer_decay, task.spare_scalars)
+    assert order.steps * options.epochs == steps
     assert peak == pytest.approx(lr)
     assert (options.drop_path, options.ema) == (drop_path, ema)
-
-    head = [g for g in optimizer.param_groups if g["lr_scale"] == 1]
-    schedule.step_update(options.warmup_epochs * per_epoch + 1)
-    assert max(g["lr"] for g in head) == pytest.approx(peak, rel=5e-2)  # the cosine has begun under the warm-up
-    schedule.step_update(options.epochs * per_epoch)
-    assert max(g["lr"] for g in head) == pytest.approx(options.min_lr, rel=0.1)
+    assert max(block.drop_path1.drop_prob for block in model.stages[-1].blocks) == pytest.approx(drop_path)
 
     decayed = {id(p) for g in groups if g["weight_decay"] for p in g["params"]}
     for parameter_name, parameter in model.named_parameters():
         if parameter.requires_grad and options.weight_decay:
-            raised = options.model in ("glnet_pico", "glnet_nano") and parameter.ndim == 0
+            raised = (
+                options.model in ("glnet_pico", "glnet_nano") or task.name == "token-label"
+            ) and parameter.ndim == 0
             spared = parameter.ndim == 1 or parameter_name.endswith((".bias", ".gamma")) or raised
             assert (id(parameter) in decayed) == (not spared), parameter_name
 
-    cfg = config_of(model)
-    image = {"input_size": (3, options.image_size, options.image_size), "crop_pct": options.eval_crop}
-    image |= {k: cfg[k] for k in ("mean", "std", "interpolation")}
+    preparation = task.prepare(options, model)
+    description.preparation = preparation
     photo = Image.new("RGB", (options.image_size + 40, options.image_size + 10), "orange")
     side = options.image_size
-    assert evaluation_transform(image)(photo).shape == (3, side, side)
-    transform = training_transform(options, image)
-    assert transform(photo).shape == (3, side, side)
+    assert preparation(photo).shape == (3, options.eval_size or side, options.eval_size or side)
+    if task.name == "classify":
+        _, transform = task.training(options, model, description, None)
+        assert transform(Sample(photo, 0)).image.shape == (3, side, side)
+    else:
+        transform = training_transform(options, side, preparation)
     described = str(transform)
     assert ("RandAugment" in described) == bool(options.auto_augment)
     assert ("RandomErasing" in described) == (options.random_erasing > 0)
@@ -93,11 +95,11 @@ def test_built_at_full_settings(name: str):
         assert (options.random_erasing, options.auto_augment) == (0.25, "rand-m9-mstd0.5-inc1")
         if name.endswith("tklb"):
             assert (options.mixup, options.cutmix, options.random_interpolation) == (0, 0, True)
-            assert (options.dense_weight, options.repeats, options.clip_grad, options.eval_crop) == (0.5, 1, 0, 0.96)
+            assert (options.dense_weight, options.repeats, options.eval_crop) == (0.5, 1, 0.96)
         else:
             assert (options.mixup, options.cutmix, options.mix_prob, options.repeats) == (0.8, 1.0, 1.0, 3)
-            assert (options.clip_grad, options.label_smoothing, options.eval_crop) == (5.0, 0.1, 0.875)
-            assert global_batch == 2048
+            assert options.eval_crop == 0.875
+        assert (options.clip_grad, options.label_smoothing, order.step_size) == (5.0, 0.1, 2048)
 
 
 SMALL = "--epochs 1 --batch-size 4 --limit-train-batches 2 --image-size 64 --eval-size 64 --start-size 0 --workers 0 --val-every 1".split()
@@ -112,7 +114,7 @@ def test_two_real_steps(name: str, run: Path, photos: Path, tmp_path: Path):
         more += ["--model_args", small, "--init", ""]
     elif options.init:
         more += ["--init", str(run)]
-    if options.token_labels:
+    if options.task == "token-label":
         label_tokens(teacher=str(run), data=str(photos), out=str(tmp_path / "labels"), size=64)
         more += ["--token-labels", str(tmp_path / "labels")]
     command = ["train", "--config", str(RECIPES[name]), "--data", str(photos), "--out", str(tmp_path / "run")]

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glmix.tasks import representatives
-from glmix.tasks.representatives import map_distances, representative_slots
+from glmix.slots import representatives
+from glmix.slots.representatives import map_distances, representative_slots
 
 
 def maps_of(seed: int, slots: int, side: int = 6) -> torch.Tensor:

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from glmix.cli import main
-from glmix.tasks import resuming
-from glmix.tasks.classification import Classifier
+from glmix.models.weights import read_checkpoint
+from glmix.training import resuming
+from glmix.training.module import Trained
 
 # everything random is on: crops, flips, colours, erasing, mixing, drop path, moving average, repeated augmentation
 OPTIONS = (
@@ -63,7 +65,7 @@ class Cut(Exception):  # noqa: N818  (no error of the program)
 def test_cut_and_resumed(
     hook: str, epoch: int, batch: int, photos: Path, undisturbed: Path, tmp_path: Path, monkeypatch
 ):
-    original = getattr(Classifier, hook)
+    original = getattr(Trained, hook)
 
     def cut(self, *args, **kwargs):
         at = args[1] if hook != "validation_step" else 0
@@ -72,7 +74,7 @@ def test_cut_and_resumed(
         return original(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Classifier, hook, cut)
+        patch.setattr(Trained, hook, cut)
         with pytest.raises(Cut):
             train(photos, tmp_path / "run")
     if (tmp_path / "run" / "resume.ckpt").exists():
@@ -135,7 +137,7 @@ def test_disk_full_while_saving_keeps_the_point_before(
 def test_vanished_data_stops_the_run_and_it_goes_on(
     hook: str, photos: Path, undisturbed: Path, tmp_path: Path, monkeypatch, capsys
 ):
-    data, away, original = tmp_path / "data", tmp_path / "away", getattr(Classifier, hook)
+    data, away, original = tmp_path / "data", tmp_path / "away", getattr(Trained, hook)
     shutil.copytree(photos, data)
 
     def vanish(self, batch, index):
@@ -145,7 +147,7 @@ def test_vanished_data_stops_the_run_and_it_goes_on(
         return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(Classifier, hook, vanish)
+        patch.setattr(Trained, hook, vanish)
         assert train(data, tmp_path / "run") == 2
     message = capsys.readouterr().err.splitlines()[-1]
     assert f"bring {data} back" in message and "No such file" in message and "--resume" in message
@@ -154,9 +156,147 @@ def test_vanished_data_stops_the_run_and_it_goes_on(
     assert_same(undisturbed, tmp_path / "run")
 
 
+def test_accumulated_steps_go_on_exactly(photos: Path, tmp_path: Path, monkeypatch):
+    """6 batches an epoch, 4 to a step: what is left over is left out, and a run cut between steps repeats the rest."""
+    more = ("--accumulate", "4", "--checkpoint-steps", "1", "--batch-size", "2")
+    assert train(photos, tmp_path / "whole", *more) == 0
+    original = Trained.training_step
+
+    def cut(self, batch, index):
+        if self.current_epoch == 1 and index == 6:
+            raise Cut
+        return original(self, batch, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trained, "training_step", cut)
+        with pytest.raises(Cut):
+            train(photos, tmp_path / "cut", *more)
+    assert train(photos, tmp_path / "cut", *more, "--resume") == 0
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+    assert final_state(tmp_path / "whole")["step"] == 3 * 3  # 12 batches of 2 are 3 steps of 4
+
+
+def test_more_epochs_stretch_the_schedule(photos: Path, tmp_path: Path):
+    """After 2 of 2 epochs, 6 are asked for: from there on the rates are those of a run that was to have 6."""
+    from test_learning import watched
+
+    rates = {}
+    for name, steps in (("two", [("2", ()), ("6", ("--resume",))]), ("six", [("6", ())])):
+        with watched() as seen:
+            for epochs, more in steps:
+                assert train(photos, tmp_path / name, "--epochs", epochs, *more) == 0
+        rates[name] = [next(iter(step.lr.values())) for step in seen]
+    assert len(rates["two"]) == len(rates["six"]) == 36
+    assert rates["two"][12:] == pytest.approx(rates["six"][12:])
+    assert rates["two"][12] > 5e-4
+
+
+@pytest.mark.parametrize("epochs", ["2", "3"])
+def test_the_last_epoch_is_always_validated(epochs: str, photos: Path, tmp_path: Path):
+    assert train(photos, tmp_path / "run", "--val-every", "4" if epochs == "3" else "3", "--epochs", epochs) == 0
+    assert read_checkpoint(tmp_path / "run" / "last.safetensors")[0].info["epoch"] == int(epochs)
+
+
+@pytest.fixture
+def finished(photos: Path, undisturbed: Path, tmp_path: Path) -> Path:
+    """A copy of a run that has ended."""
+    shutil.copytree(undisturbed, tmp_path / "finished")
+    return tmp_path / "finished"
+
+
+@pytest.mark.parametrize("place", ["middle", "directory", "end", "names"])
+def test_damage_anywhere_means_the_point_before(place: str, photos: Path, finished: Path, capsys):
+    """One byte flipped: in the data, in the zip's directory, in a name; or the end cut off."""
+    newest = finished / "resume.ckpt"
+    content = bytearray(newest.read_bytes())
+    directory = content.rindex(b"PK\x01\x02")
+    content[{"middle": len(content) // 2, "directory": directory + 10}.get(place, directory + 50)] ^= 0x41
+    newest.write_bytes(content[:-30] if place == "end" else content)
+    assert train(photos, finished, "--resume", "--epochs", "4") == 0
+    assert "is damaged; going back" in capsys.readouterr().err
+    assert read_checkpoint(finished / "last.safetensors")[0].info["epoch"] == 4
+
+
+@pytest.mark.parametrize("loss", ["removed", "damaged"])
+@pytest.mark.parametrize("resume", [(), ("--resume",)])
+def test_a_run_without_resume_points_is_not_begun_anew(loss: str, resume, photos: Path, finished: Path, capsys):
+    before = {name: (finished / name).read_bytes() for name in ("best.safetensors", "metrics.csv", "config.yaml")}
+    for point in finished.glob("resume*.ckpt"):
+        point.unlink() if loss == "removed" else point.write_bytes(b"nothing")
+    assert train(photos, finished, *resume) == 2
+    assert f"--init {finished / 'best.safetensors'}" in capsys.readouterr().err
+    assert before == {name: (finished / name).read_bytes() for name in before}
+
+
+def test_resume_begins_a_missing_run_and_says_so(photos: Path, undisturbed: Path, tmp_path: Path, capsys):
+    assert train(photos, tmp_path / "new", "--resume") == 0
+    assert "nothing to resume, so the run begins" in capsys.readouterr().err
+    assert_same(undisturbed, tmp_path / "new")
+
+
+def test_a_second_run_in_a_folder_is_refused(photos: Path, tmp_path: Path, capsys):
+    out = tmp_path / "run"
+    process = start(photos, out, "--epochs", "40")
+    wait_for((out / "resume.ckpt").exists, process)
+    assert train(photos, out, "--resume") == 2
+    assert "another process trains there" in capsys.readouterr().err
+    process.kill()
+    process.communicate()
+    assert train(photos, out, "--resume", "--epochs", "1") in (0, 2)  # the lock went with its process
+    assert "another process" not in capsys.readouterr().err
+
+
+def test_other_data_is_refused_on_resume(photos: Path, finished: Path, tmp_path: Path, capsys):
+    """As many classes, others in name; the same classes, other images; and best stays what it was."""
+    renamed, fewer = tmp_path / "renamed", tmp_path / "fewer"
+    for split in ("train", "val"):
+        for name, other in (("red_thing", "cat"), ("blue_thing", "dog")):
+            shutil.copytree(photos / split / name, renamed / split / other)
+    shutil.copytree(photos, fewer)
+    (fewer / "train" / "red_thing" / "3.png").unlink()
+    before = (finished / "best.safetensors").read_bytes()
+    for data, says in ((renamed, "other classes"), (fewer, "other training images")):
+        assert train(data, finished, "--resume", "--epochs", "4") == 2
+        assert says in capsys.readouterr().err
+    assert (finished / "best.safetensors").read_bytes() == before
+    shutil.copytree(photos, tmp_path / "moved")
+    assert train(tmp_path / "moved", finished, "--resume", "--epochs", "4") == 0
+
+
+def test_an_option_that_was_given_counts_even_where_it_is_the_usual_one(photos: Path, tmp_path: Path, capsys):
+    begun = ("--lr", "1e-3", "--epochs", "1")
+    assert train(photos, tmp_path / "run", *begun) == 0
+    assert main(["train", "--resume", "--out", str(tmp_path / "run"), "--lr", "0.002"]) == 2
+    assert "was begun with lr 0.001, not 0.002" in capsys.readouterr().err
+    assert main(["train", "--resume", "--out", str(tmp_path / "run"), "--epochs", "2", "--workers", "-1"]) == 0
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (config["lr"], config["epochs"], config["workers"], config["seed"]) == (1e-3, 2, -1, 0)
+
+
+def test_fewer_epochs_than_are_done_are_refused(photos: Path, finished: Path, capsys):
+    assert train(photos, finished, "--resume", "--epochs", "2") == 2
+    assert "3 epochs are done already" in capsys.readouterr().err
+
+
+def test_config_is_written_whole(photos: Path, finished: Path, monkeypatch, capsys):
+    before = (finished / "config.yaml").read_text()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert train(photos, finished, "--resume", "--epochs", "4") == 2
+    assert (finished / "config.yaml").read_text() == before
+
+
 def test_loss_not_finite_stops_with_epoch_and_batch(photos: Path, tmp_path: Path, capsys):
     assert train(photos, tmp_path / "run", "--lr", "1e9", "--clip-grad", "0", "--warmup-epochs", "0") == 2
-    assert re.search(r"the loss is (nan|inf) in epoch \d+, batch \d+", capsys.readouterr().err)
+    said = capsys.readouterr().err
+    assert re.search(r"the loss is (nan|inf) in epoch \d+, batch \d+", said)
+    advice = ["--resume", "--lr", "1e9", "--clip-grad", "0", "--warmup-epochs", "0", "--precision", "fp32"]
+    assert "--precision fp32" in said and train(photos, tmp_path / "run", *advice) == 2
+    assert "was begun with" not in capsys.readouterr().err  # what it advises is not refused
 
 
 def start(photos: Path, out: Path, *more: str) -> subprocess.Popen:
@@ -192,10 +332,9 @@ def test_sigterm_stops_after_the_step_and_resumes(photos: Path, undisturbed: Pat
     wait_for((out / "resume.ckpt").exists, process)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
-    assert process.returncode in (0, 2), errors
-    if process.returncode:
-        assert "--resume goes on" in errors and "Traceback" not in errors
-        assert train(photos, out, "--resume") == 0
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert "--resume goes on" in errors and "Traceback" not in errors
+    assert train(photos, out, "--resume") == 0
     assert_same(undisturbed, out)
 
 
@@ -213,7 +352,7 @@ def test_preempted_slurm_job_is_requeued_and_goes_on(photos: Path, undisturbed: 
     wait_for((out / "resume.ckpt").exists, process)
     process.send_signal(signal.SIGUSR1)
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 2, errors
+    assert process.returncode == 128 + signal.SIGUSR1, errors
     assert asked.read_text().split() == ["requeue", "77"]
     again = start(photos, out, "--resume")
     _, errors = again.communicate(timeout=120)

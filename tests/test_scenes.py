@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glmix.data.images import load_split
+from glmix import UserError
+from glmix.data.samples import Source
 from glmix.data.scenes import CLASSES, Scene, SceneSet, make_scene, scene_split, write_scenes
+from glmix.data.sources import open_data, open_split
 
 FIELDS = ("image", "label", "boxes", "labels", "instances", "semantic")
 
@@ -77,34 +79,44 @@ def test_masks_are_what_is_painted(scenes: list[Scene]) -> None:
 
 
 def test_labels_are_balanced_and_the_scenes_own(scenes: list[Scene]) -> None:
-    images = SceneSet(64, seed=7)
-    assert images.labels == [scene.label for scene in scenes]
-    assert np.bincount(images.labels).tolist() == [8] * len(CLASSES)
-    assert images.labels[:8] != images.labels[8:16]
+    images = SceneSet(64, seed=7).source()
+    assert images.targets == [scene.label for scene in scenes]
+    assert np.bincount(images.targets).tolist() == [8] * len(CLASSES)
+    assert images.targets[:8] != images.targets[8:16]
     assert len(images) == len(images.files) == 64
     assert images.files[12] == "scene-000012"
     assert images.classes == images.names == sorted(CLASSES)
-    np.testing.assert_array_equal(np.asarray(images.read(2)), scenes[2].image)
+    np.testing.assert_array_equal(np.asarray(images.read(2).image), scenes[2].image)
 
 
 def test_splits_share_no_scene() -> None:
     train, val = scene_split("train"), scene_split("val", count=16)
     assert (len(train), len(val)) == (4000, 16)
-    assert train.seed != val.seed
+    assert train.pictures.seed != val.pictures.seed
+    np.testing.assert_array_equal(val.pictures.scene(3).image, np.asarray(val.read(3).image))
 
 
-def histograms(images: SceneSet) -> np.ndarray:
+def test_scenes_are_a_data_set_with_splits() -> None:
+    data = open_data("scenes")
+    for split in ("train", "val"):
+        whole = scene_split(split)
+        assert data.split(split).digest() == whole.digest() and data.split(split).targets == whole.targets
+        assert data.split(split).read(9).image.tobytes() == whole.read(9).image.tobytes()
+    assert data.evaluation().digest() == scene_split("val").digest() and not data.made
+
+
+def histograms(images: Source) -> np.ndarray:
     """(n, 25): share of pixels in each eighth of each channel, and 1."""
-    pixels = [np.asarray(images.read(index)) // 32 for index in range(len(images))]
+    pixels = [np.asarray(images.read(index).image) // 32 for index in range(len(images))]
     counts = [[np.bincount(p[..., c].ravel(), minlength=8) / p[..., c].size for c in range(3)] for p in pixels]
     return np.concatenate([np.reshape(counts, (-1, 24)), np.ones((len(images), 1))], 1)
 
 
-def colour_accuracy(train: SceneSet, val: SceneSet) -> float:
+def colour_accuracy(train: Source, val: Source) -> float:
     """Accuracy on `val` of ridge regression from colour histograms to classes, fitted to `train`."""
-    features, targets = histograms(train), np.eye(len(CLASSES))[train.labels]
+    features, targets = histograms(train), np.eye(len(CLASSES))[train.targets]
     weights = np.linalg.solve(features.T @ features + 0.1 * np.eye(features.shape[1]), features.T @ targets)
-    return float(((histograms(val) @ weights).argmax(1) == val.labels).mean())
+    return float(((histograms(val) @ weights).argmax(1) == val.targets).mean())
 
 
 def test_colours_tell_nothing_about_the_class() -> None:
@@ -119,7 +131,7 @@ def unpack(counts: list[int], size: list[int]) -> np.ndarray:
 
 def test_written_folder_is_a_data_set(tmp_path: Path) -> None:
     written = write_scenes(tmp_path, 48, seed=7, size=64)
-    train, val = load_split(tmp_path, "train"), load_split(tmp_path, "val")
+    train, val = open_split(tmp_path, "train"), open_split(tmp_path, "val")
     assert tuple(train.classes) == tuple(val.classes) == CLASSES
     assert sorted(train.files + val.files) == sorted(str(path.relative_to(tmp_path)) for path in written)
 
@@ -137,3 +149,15 @@ def test_written_folder_is_a_data_set(tmp_path: Path) -> None:
             assert annotation["category_id"] == 1 + scene.labels[number - 1]
             x, y, width, height = annotation["bbox"]
             assert [x, y, x + width, y + height] == box.tolist()
+
+
+def test_a_used_folder_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "holiday").mkdir()
+    (tmp_path / "holiday" / "1.jpg").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"already holds other files \(such as holiday/1\.jpg\); give a new"):
+        write_scenes(tmp_path, 4, size=32)
+    assert [p.name for p in tmp_path.iterdir()] == ["holiday"]
+    out = tmp_path / "scenes"
+    assert write_scenes(out, 16, size=32) == write_scenes(out, 16, size=32)  # the same again mends a cut one
+    with pytest.raises(UserError, match="already holds other files"):
+        write_scenes(out, 8, size=32)

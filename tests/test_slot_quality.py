@@ -1,6 +1,7 @@
 """Regions and their measures on partitions whose figures are known, and the command on both kinds of data."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,10 @@ import torch
 from PIL import Image
 from test_commands import mistake, output
 
-from glmix.data.masks import VOID, open_masks
-from glmix.data.scenes import SceneSet
-from glmix.tasks.regions import boundaries, merge_slots, square_patches, strongest_slots
-from glmix.tasks.slot_quality import best_iou, boundary_recall, bounded, measure, overlaps, purity
+from glmix.data.scenes import make_scene
+from glmix.data.voc import VOID, open_masks
+from glmix.slots.quality import best_iou, boundary_recall, bounded, measure, overlaps, purity
+from glmix.slots.regions import boundaries, merge_slots, square_patches, strongest_slots
 
 HALVES = np.repeat([[0, 1]], 8, 0).repeat(4, 1)  # 8 x 8, left and right
 
@@ -93,9 +94,8 @@ def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("voc")
     for folder in ("JPEGImages", "SegmentationObject", "ImageSets/Segmentation"):
         (root / "VOC2012" / folder).mkdir(parents=True)
-    scenes = SceneSet(4, seed=5, size=80)
     for index in range(4):
-        scene = scenes.scene(index)
+        scene = make_scene(5, index, 80)
         Image.fromarray(scene.image).save(root / "VOC2012" / "JPEGImages" / f"{index}.jpg", quality=95)
         Image.fromarray(scene.instances).save(root / "VOC2012" / "SegmentationObject" / f"{index}.png")
     (root / "VOC2012/ImageSets/Segmentation/val.txt").write_text("0\n1\n3\n")
@@ -105,33 +105,83 @@ def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_masks_of_voc(voc: Path) -> None:
     images = open_masks(str(voc))
     assert len(images) == 3
-    image, mask = images.read_with_mask(2)
+    image, mask = images.read(2)
     assert image.size == (80, 80)
-    np.testing.assert_array_equal(mask, SceneSet(4, 5, 80).scene(3).instances)
+    np.testing.assert_array_equal(mask, make_scene(5, 3, 80).instances)
 
 
 def test_command_on_voc_and_scenes(voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     figure = tmp_path / "quality.svg"
-    out = output(capsys, "eval", "--task", "slots", "--data", voc, "--figure", figure, "--json")
+    out = output(capsys, "slots", "--data", voc, "--figure", figure, "--json")
     found = json.loads(out)
     assert found["images"] == 3 and not found["skipped"]
     assert list(found["measures"])[:3] == ["squares", "slic", "stages.0.blocks.0"] and len(found["measures"]) == 11
     for row in found["measures"].values():
         assert 0 < row["best_iou"] < 1 and 0 < row["boundary_recall"] <= 1 and 0.5 < row["purity"] <= 1
     assert "<svg" in figure.read_text()
-    text = output(capsys, "eval", "--task", "slots", "--data", "scenes", "--limit", 2, "--random-weights")
+    text = output(capsys, "slots", "--data", "scenes", "--limit", 2, "--random-weights")
     assert text.startswith("2 images") and "best-match IoU" in text and "stages.2.blocks.5" in text
-    assert text != output(capsys, "eval", "--task", "slots", "--data", "scenes", "--limit", 2)
+    assert text != output(capsys, "slots", "--data", "scenes", "--limit", 2)
 
 
 def test_one_slot_has_purity_of_the_background(voc: Path, capsys: pytest.CaptureFixture) -> None:
     """With a single slot every block is one region: figures that can be had from the masks alone."""
-    out = output(capsys, "eval", "--task", "slots", "--data", voc, "--slot-grid", "[1,1]", "--json")
-    scenes = [SceneSet(4, 5, 80).scene(i).instances for i in (0, 1, 3)]
+    out = output(capsys, "slots", "--data", voc, "--slot-grid", "[1,1]", "--json")
+    scenes = [make_scene(5, i, 80).instances for i in (0, 1, 3)]
     background = np.mean([(s == 0).mean() for s in scenes])
     measures = json.loads(out)["measures"]
     assert all(measures[name]["purity"] == pytest.approx(background) for name in measures if name != "slic")
     assert all(measures[name]["boundary_recall"] == 0 for name in measures if name != "slic")
+
+
+def test_other_forms_of_the_command(voc: Path, capsys: pytest.CaptureFixture) -> None:
+    """What `glmix eval --task slots` said, it says still; and it has no use for what only the one or the other takes."""
+    options = ["--data", voc, "--slot-grid", "[2,3]", "--limit", 2, "--json"]
+    found = json.loads(output(capsys, "slots", *options))
+    assert found["images"] == 2 and found["measures"]["squares"]["regions"] == 6
+    assert json.loads(output(capsys, "eval", "--task", "slots", *options)) == found
+    assert "classify or slots" in mistake(capsys, "eval", "--task", "slot", "--data", voc)
+    assert "--figure" in mistake(capsys, "eval", "--data", voc, "--figure", "x.png")
+    assert "--shuffle-slots" in mistake(capsys, "eval", "--task", "slots", "--data", voc, "--shuffle-slots")
+
+
+def test_a_limit_takes_images_from_all_over_the_data(voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    root = tmp_path / "voc"
+    shutil.copytree(voc / "VOC2012", root)
+    shutil.rmtree(root / "ImageSets")
+    for name in ("0", "2"):
+        (root / "JPEGImages" / f"{name}.jpg").write_bytes(b"")
+    found = json.loads(output(capsys, "slots", "--data", root, "--limit", 2, "--json"))
+    assert found["images"] == 2 and found["skipped"] == []
+    found = json.loads(output(capsys, "slots", "--data", root, "--json"))
+    assert found["images"] == 2
+    first, second = found["skipped"]
+    assert first == {"name": str(root / "JPEGImages" / "0.jpg"), "reason": "empty file"}
+    assert second["name"].endswith("2.jpg")
+    assert f"{first['name']}: empty file" in output(capsys, "slots", "--data", root)
+
+
+def test_a_figure_is_kept_until_there_is_another(voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    figure = tmp_path / "quality.png"
+    figure.write_bytes(b"of last week")
+    broken = tmp_path / "broken"
+    shutil.copytree(voc, broken)
+    for path in (broken / "VOC2012" / "JPEGImages").iterdir():
+        path.write_bytes(b"")
+    options = ["slots", "--figure", figure, "--data"]
+    for words in (["none"], [tmp_path], [broken], [voc, "--slot-grid", "[0,1]"], [voc, "--checkpoint", "none.pth"]):
+        mistake(capsys, *options, *words)
+        assert figure.read_bytes() == b"of last week", words
+    output(capsys, *options, voc)
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["broken", "quality.png"]
+
+    other = tmp_path / "figure.xyz"
+    other.write_bytes(b"mine")
+    assert "xyz" in mistake(capsys, "slots", "--data", voc, "--figure", other) and other.read_bytes() == b"mine"
+    assert "a folder" in mistake(capsys, "slots", "--data", voc, "--figure", broken)
+    output(capsys, "slots", "--data", voc, "--figure", tmp_path / "plain")
+    assert (tmp_path / "plain.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_huge_masks_are_compared_smaller() -> None:
@@ -142,15 +192,13 @@ def test_huge_masks_are_compared_smaller() -> None:
 
 
 def test_mistakes(voc: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert "VOC's layout" in mistake(capsys, "eval", "--task", "slots", "--data", photos)
-    assert "VOC's layout" in mistake(capsys, "eval", "--task", "slots", "--data", tmp_path / "none")
-    assert "classify or slots" in mistake(capsys, "eval", "--task", "slot", "--data", voc)
-    assert "--figure" in mistake(capsys, "eval", "--data", photos, "--figure", "x.png")
-    assert "xyz" in mistake(capsys, "eval", "--task", "slots", "--data", voc, "--figure", tmp_path / "q.xyz")
-    assert "--limit -3" in mistake(capsys, "eval", "--task", "slots", "--data", voc, "--limit", -3)
-    assert "--shuffle-slots" in mistake(capsys, "eval", "--task", "slots", "--data", voc, "--shuffle-slots")
+    assert "VOC's layout" in mistake(capsys, "slots", "--data", photos)
+    assert "VOC's layout" in mistake(capsys, "slots", "--data", tmp_path / "none")
+    assert "xyz" in mistake(capsys, "slots", "--data", voc, "--figure", tmp_path / "q.xyz")
+    assert "--limit -3" in mistake(capsys, "slots", "--data", voc, "--limit", -3)
+    assert "--shuffle_slots" in mistake(capsys, "slots", "--data", voc, "--shuffle-slots")
     broken = tmp_path / "broken"
     (broken / "JPEGImages").mkdir(parents=True)
     (broken / "SegmentationObject").mkdir()
     (broken / "SegmentationObject" / "a.png").write_bytes(b"no image")
-    assert "none of 1 images" in mistake(capsys, "eval", "--task", "slots", "--data", broken)
+    assert "none of 1 images" in mistake(capsys, "slots", "--data", broken)

@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 
 import glmix
+from glmix.data.prepare import Preparation
 from glmix.data.scenes import make_scene
 from glmix.models import SHIPPED, load
-from glmix.tasks.explain import Look, look
-from glmix.tasks.slot_report import MOST_BYTES, encoded, shown_assignment, write_slot_report
+from glmix.slots.look import Look, look
+from glmix.slots.report import MOST_BYTES, encoded, shown_assignment, write_slot_report
 
 # a long scene, so that rows and columns cannot be mixed up, and a smaller one
 PHOTOS = {
@@ -28,10 +29,10 @@ PHOTOS = {
 @pytest.fixture(scope="module")
 def looks() -> list[Look]:
     model, described = load(SHIPPED)
-    seen = [look(model, Image.fromarray(pixels), described.image, name) for name, pixels in PHOTOS.items()]
+    seen = [look(model, Image.fromarray(pixels), described.preparation, name) for name, pixels in PHOTOS.items()]
     torch.manual_seed(0)
     idle = glmix.create_model("glnet_pico", slot_scale=0.01).eval()
-    return [*seen, look(idle, Image.fromarray(PHOTOS["small"]), described.image, "untrained")]
+    return [*seen, look(idle, Image.fromarray(PHOTOS["small"]), described.preparation, "untrained")]
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +56,7 @@ def test_large_maps_stay_below_the_limit() -> None:
     torch.manual_seed(0)
     model = glmix.create_model("glnet_4g", slot_scale=20.0).eval()
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (448, 784, 3), dtype=np.uint8))
-    image = {"input_size": (3, 448, 448), "mean": (0.5,) * 3, "std": (0.5,) * 3}
-    seen = look(model, photo, image)
+    seen = look(model, photo, Preparation().at(448))
     assert seen.maps[0].logits.shape[2:] == (112, 196)
     assert len(encoded(seen)) < MOST_BYTES
 
@@ -266,13 +266,14 @@ def test_a_finger_that_moves_lights_up_and_chooses_nothing(opened: Page, looks: 
 
 
 @pytest.mark.parametrize("arguments", [
-    {"slot_grid": (1, 1)}, {"slot_grid": (12, 12)}, {"slot_grid": (2, 5)}, {"learned_slots": True},
-], ids=["one", "many", "oblong", "learned"])  # fmt: skip
+    {"slot_grid": (1, 1)}, {"slot_grid": (12, 12)}, {"slot_grid": (2, 5)}, {"seeds": "learned"},
+    {"seeds": "learned", "slot_grid": (1, 37)},
+], ids=["one", "many", "oblong", "learned", "prime"])  # fmt: skip
 def test_other_slots(arguments: dict[str, Any], browser: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = glmix.create_model("glnet_pico", **arguments).eval()
-    image = {"input_size": (3, 64, 64), "mean": (0.5,) * 3, "std": (0.5,) * 3}
-    seen = look(model, Image.fromarray(PHOTOS["small"]), image, "photo", attention="learned_slots" not in arguments)
+    preparation = Preparation().at(64)
+    seen = look(model, Image.fromarray(PHOTOS["small"]), preparation, "photo", attention="seeds" not in arguments)
     write_slot_report(tmp_path / "report.html", [seen], "untrained")
     opened = Page(browser, tmp_path / "report.html")
     arrays = shown_assignment(seen.maps[-1]).numpy()
@@ -280,7 +281,7 @@ def test_other_slots(arguments: dict[str, Any], browser: Any, tmp_path: Path) ->
     # of equal weights, as untrained learned slots have them, any may be the strongest
     assert arrays[opened.pressed()[0], 1, 2] == pytest.approx(arrays[:, 1, 2].max(), rel=1e-3)
     assert len(opened.chrome.find_elements("css selector", "#slots button")) == len(arrays)
-    assert ("Attends to" in opened.text("#details")) == ("learned_slots" not in arguments)
+    assert ("Attends to" in opened.text("#details")) == ("seeds" not in arguments)
     assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
 
 

@@ -16,14 +16,17 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 from PIL import Image
+from torchvision.transforms.functional import to_tensor
 
 from glmix import UserError
-from glmix.data.images import BadImage, load_split
-from glmix.data.loading import EpochOrder, Images, Prepared, make_loader
-from glmix.data.sources import open_evaluation, open_split
+from glmix.data.folders import scan_folders
+from glmix.data.images import BadImage
+from glmix.data.loading import EpochOrder, Prepared, make_loader
+from glmix.data.samples import Sample, Source
+from glmix.data.sources import open_data, open_evaluation, open_split
 
 KINDS = ["shards", "parquet", "csv"]
-Sample = tuple[str, bytes]  # class, file
+Found = tuple[str, bytes]  # class, file
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,18 +43,18 @@ def png(value: int, **options) -> bytes:
     return buffer.getvalue()
 
 
-def samples(count: int) -> list[Sample]:
+def samples(count: int) -> list[Found]:
     return [(("cat", "dog")[i % 2], png(i)) for i in range(count)]
 
 
-def write_shards(path: Path, found: list[Sample], label: Callable = lambda i, name: {"cls": name}) -> None:
+def write_shards(path: Path, found: list[Found], label: Callable = lambda i, name: {"cls": name}) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with wds.TarWriter(str(path)) as writer:
         for i, (name, data) in enumerate(found):
             writer.write({"__key__": f"{i:04d}", "png": data, **label(i, name)})
 
 
-def write_parquet(path: Path, found: list[Sample], names: list[str]) -> None:
+def write_parquet(path: Path, found: list[Found], names: list[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = {"image": [{"bytes": data, "path": None} for _, data in found], "label": [name for name, _ in found]}
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=names))
@@ -63,7 +66,7 @@ def write_csv(path: Path, rows: list[tuple[str, ...]]) -> None:
         csv.writer(file).writerows(rows)
 
 
-def store(kind: str, root: Path, found: list[Sample]) -> str:
+def store(kind: str, root: Path, found: list[Found]) -> str:
     """`found` in a file of `kind`, without splits."""
     path = root / f"all.{kind.replace('shards', 'tar')}"
     if kind == "shards":
@@ -77,8 +80,9 @@ def store(kind: str, root: Path, found: list[Sample]) -> str:
     return str(path)
 
 
-def content(images: Images) -> list[tuple[str, bytes]]:
-    return [(images.classes[images.labels[i]], images.read(i).tobytes()) for i in range(len(images))]
+def content(images: Source) -> list[tuple[str, bytes]]:
+    found = [images.read(i) for i in range(len(images))]
+    return [(images.classes[sample.target], sample.image.tobytes()) for sample in found]
 
 
 @pytest.fixture(scope="module")
@@ -87,16 +91,16 @@ def stored(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     root = tmp_path_factory.mktemp("stored")
     rows: list[tuple[str, ...]] = [("split", "class", "file")]
     for split, word in (("train", "train"), ("val", "validation")):
-        folder = load_split(photos, split)
+        folder = open_split(photos, split)
         found = [
             (folder.classes[label], (photos / file).read_bytes())
-            for label, file in zip(folder.labels, folder.files, strict=True)
+            for label, file in zip(folder.targets, folder.files, strict=True)
         ]
         half = len(found) // 2
         write_shards(root / f"shards/pets-{word}-0000.tar", found[:half])
         write_shards(root / f"shards/pets-{word}-0001.tar", found[half:])
         write_parquet(root / f"parquet/data/{word}-00000-of-00001.parquet", found, folder.classes)
-        rows += [(word, folder.classes[y], str(photos / f)) for y, f in zip(folder.labels, folder.files, strict=True)]
+        rows += [(word, folder.classes[y], str(photos / f)) for y, f in zip(folder.targets, folder.files, strict=True)]
     write_csv(root / "list.csv", rows)
     return {"shards": str(root / "shards"), "parquet": str(root / "parquet"), "csv": str(root / "list.csv")}
 
@@ -104,8 +108,8 @@ def stored(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_the_same_images_as_the_folder(stored: dict[str, str], photos: Path, kind: str, split: str):
-    images, folder = open_split(stored[kind], split), load_split(photos, split)
-    assert images.labels == folder.labels
+    images, folder = open_split(stored[kind], split), open_split(photos, split)
+    assert images.targets == folder.targets
     assert images.classes == folder.classes
     assert images.names == folder.names
     assert content(images) == content(folder)
@@ -133,23 +137,21 @@ def test_workers_read_alike_and_name_the_bad(tmp_path: Path, kind: str):
     images = pickle.loads(pickle.dumps(open_evaluation(store(kind, tmp_path, found))))  # as workers that do not fork
     batches = {}
     for workers in (0, 2):
-        prepared = Prepared(images, lambda image: np.random.rand() + pixels(image), replace_bad=True)
-        loader = make_loader(prepared, EpochOrder(len(images), True), 16, workers)
+        prepared = Prepared(images, noisy, replace_bad=True)
+        loader = make_loader(prepared, EpochOrder(len(images), batch_size=12, shuffle=True), workers=workers)
         batches[workers] = list(loader)
     for one, two in zip(*batches.values(), strict=True):
         assert one.images.equal(two.images)
-        assert one.labels.equal(two.labels)
+        assert one.targets.equal(two.targets)
         assert one.skipped == two.skipped
-    skipped = " ".join(reason for batch in batches[2] for reason in batch.skipped)
+    skipped = " ".join(str(skipped) for batch in batches[2] for skipped in batch.skipped)
     place = {"shards": "all.tar/0007.png", "parquet": "all.parquet/rows/7", "csv": "0007.png"}[kind]
     assert f"{place}: not an image" in skipped
     assert "empty file" in skipped
 
 
-def pixels(image: Image.Image):
-    from torchvision.transforms.functional import to_tensor
-
-    return to_tensor(image)
+def noisy(sample: Sample) -> Sample:
+    return Sample(np.random.rand() + to_tensor(sample.image), sample.target)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -199,8 +201,8 @@ def test_listed_classes_name_the_numbers(tmp_path: Path):
     train, val = open_split(str(tmp_path), "train"), open_split(str(tmp_path), "val")
     assert train.classes == val.classes == ["dog", "cat", "n01440764"]
     assert train.names[2] == "tench"
-    assert train.labels[:4] == [0, 1, 0, 1]
-    assert val.labels == [1, 0, 1, 0]
+    assert train.targets[:4] == [0, 1, 0, 1]
+    assert val.targets == [1, 0, 1, 0]
     (tmp_path / "classes.txt").write_text("dog\n")
     with pytest.raises(UserError, match=r"classes\.txt: label 1 is none of the 1 classes"):
         open_split(str(tmp_path), "train")
@@ -219,7 +221,7 @@ def test_patterns(tmp_path: Path):
         assert len(open_evaluation(str(tmp_path / pattern))) == 3 * count
     images = open_evaluation(str(tmp_path / "a-{09..11}.tar"))
     assert len(images) == 9
-    assert images.read(8).getpixel((0, 0)) == (2, 20, 30)
+    assert images.read(8).image.getpixel((0, 0)) == (2, 20, 30)
     with pytest.raises(UserError, match=r"a-12\.tar: no such tar"):
         open_split(str(tmp_path / "a-{11..13}.tar"), "train")
 
@@ -249,10 +251,10 @@ def test_class_folders_stay_class_folders(photos: Path, tmp_path: Path):
     write_shards(tree / "left.tar", samples(3))
     write_parquet(tree / "left.parquet", samples(3), ["cat", "dog"])
     for data in (tree, tmp_path / "photos.tar"):
-        assert content(open_split(str(data), "train")) == content(load_split(data, "train"))
+        assert content(open_split(str(data), "train")) == content(scan_folders(str(data)).split("train"))
         assert len(open_evaluation(str(data))) == 40
         assert open_evaluation(str(data)).classes == ["cat", "dog"]
-    assert content(open_split(str(photos), "val")) == content(load_split(photos, "val"))
+    assert content(open_split(str(photos), "val")) == content(scan_folders(str(photos)).split("val"))
 
 
 def test_bad_shards_have_their_line(tmp_path: Path):
@@ -284,6 +286,47 @@ def test_a_shard_that_goes_away_is_a_bad_image(tmp_path: Path):
         images.read(1)
 
 
+def test_labels_of_shards_by_the_rule_of_all(tmp_path: Path):
+    """Whole numbers in any type; a sample without a label, or without an image, is named."""
+    kinds = [{"label": 2.0}, {"label": "2"}, {"cls": True}, {"label": 1}, {"label": None}, {"label": "1.0"}]
+    with wds.TarWriter(str(tmp_path / "a.tar")) as writer:
+        for i, record in enumerate(kinds):
+            writer.write({"__key__": f"{i}", "png": png(i), "json": record})
+        writer.write({"__key__": "x", "txt": "a cat", "cls": 1})
+    data = open_data(tmp_path / "a.tar")
+    assert data.whole.classes == ["1", "2"] and data.whole.targets == [1, 1, 0, 0, 0]
+    said = "; ".join(map(str, data.left_out))
+    assert "a.tar/4.png: sample without a label" in said and "a.tar/x.cls: sample without an image" in said
+
+
+def test_images_of_any_ending_in_shards(tmp_path: Path):
+    """Also by their content alone; what is called otherwise ("seg.png") is not the image."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (7, 20, 30)).save(buffer, "QOI")
+    with wds.TarWriter(str(tmp_path / "a.tar")) as writer:
+        for i, ending in enumerate(("qoi", "img", "picture")):
+            writer.write(
+                {"__key__": f"{i}", "seg.png": png(99), "bin": b"no image", ending: buffer.getvalue(), "cls": i}
+            )
+    images = open_evaluation(tmp_path / "a.tar")
+    assert [images.read(i).image.getpixel((0, 0)) for i in range(3)] == [(7, 20, 30)] * 3
+
+
+def test_files_of_one_name_in_two_shards_are_told_apart(tmp_path: Path):
+    for name in ("a", "b"):
+        write_shards(tmp_path / f"{name}.tar", samples(3))
+    assert open_evaluation(tmp_path).files[1:5] == [
+        "a.tar/0001.png",
+        "a.tar/0002.png",
+        "b.tar/0000.png",
+        "b.tar/0001.png",
+    ]
+    assert open_evaluation(tmp_path / "a.tar").files[1] == "0001.png"
+    for name in ("train", "val"):
+        write_shards(tmp_path / "splits" / f"{name}.tar", samples(3))
+    assert open_split(tmp_path / "splits", "train").files == open_split(tmp_path / "splits", "val").files
+
+
 # tables
 
 
@@ -304,22 +347,68 @@ def test_csv_with_and_without_header(tmp_path: Path, text: str):
     images = open_evaluation(str(tmp_path / "x.csv"))
     assert images.classes == ["tench"]
     assert len(images) == 1
-    assert images.read(0).getpixel((0, 0)) == (9, 20, 30)
+    assert images.read(0).image.getpixel((0, 0)) == (9, 20, 30)
 
 
 def test_csv_labels_are_names_and_missing_files_bad_images(tmp_path: Path):
     write_csv(tmp_path / "x.csv", [(f"{i}.png", str(i)) for i in range(11)])
+    (tmp_path / "5.png").write_bytes(png(5))
     images = open_evaluation(str(tmp_path / "x.csv"))
-    assert images.classes == sorted(map(str, range(11)))
+    assert images.classes == [str(i) for i in range(11)]  # numbers in their order, as in every kind of data
     with pytest.raises(BadImage, match=r"3\.png: No such file"):
         images.read(3)
 
 
 @pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("x.csv", "path;label\na b,c/1.png;cat\na b,c/2.png;dog"),
+        ("x.csv", "path\tlabel\na b,c/1.png\tcat\na b,c/2.png\tdog"),
+        ("x.tsv", "a b,c/1.png\tcat\na b,c/2.png\tdog"),
+        ("x.txt", "file|note, longer|class\na b,c/1.png|x,y|cat\na b,c/2.png|z|dog"),
+        ("x.txt", "a b,c/1.png cat\na b,c/2.png   dog"),
+        ("x.txt", "a b,c/1 cat\na b,c/2 dog"),
+        ("x.CSV", 'path,label\n"a b,c/1.png",cat\n"a b,c/2.png",dog'),
+        ("x.csv", 'Image Path,Class-Name\n"a b,c\\1.png",cat\n".\\a b,c\\2.png",dog'),
+        ("x.csv", "thumbnail;image;label\nnone.png;a b,c/1.png;cat\nnone.png;a b,c/2.png;dog"),
+    ],
+    ids="semicolon tab tsv bar spaces no-ending quoted windows two-images".split(),
+)
+def test_tables_as_other_programs_write_them(tmp_path: Path, name: str, text: str):
+    (tmp_path / "a b,c").mkdir()
+    for i in (1, 2):
+        (tmp_path / "a b,c" / f"{i}.png").write_bytes(png(i))
+        (tmp_path / "a b,c" / f"{i}").write_bytes(png(i))
+    (tmp_path / name).write_text(text)
+    images = open_evaluation(tmp_path / name)
+    assert images.classes == ["cat", "dog"] and images.targets == [0, 1]
+    assert [images.read(i).image.getpixel((0, 0))[0] for i in range(2)] == [1, 2]
+    assert not any("\\" in file for file in images.files)
+
+
+def test_a_backslash_in_a_name_stays(tmp_path: Path):
+    (tmp_path / "a\\1.png").write_bytes(png(1))
+    write_csv(tmp_path / "x.csv", [("a\\1.png", "cat")])
+    assert open_evaluation(tmp_path / "x.csv").read(0).image.getpixel((0, 0))[0] == 1
+
+
+@pytest.mark.parametrize("path", ["images/1.png", "C:\\data\\1.png", "/nowhere/1.png"])
+def test_a_list_of_which_nothing_is_there_is_refused(tmp_path: Path, path: str):
+    write_csv(tmp_path / "x.csv", [("path", "label"), (path, "cat"), ("2.png", "dog")])
+    with pytest.raises(
+        UserError, match=r"none of the 2 images is there \(first: .*1\.png\); paths start at /.*, where"
+    ):
+        open_data(tmp_path / "x.csv")
+    (tmp_path / "2.png").write_bytes(png(1))
+    assert len(open_evaluation(tmp_path / "x.csv")) == 2
+
+
+@pytest.mark.parametrize(
     ("text", "reason"),
     [
+        ("picture_of,species\na.png,cat\nb.png,dog\n", "no column path or file or image or filename; found picture_of"),
         ("path,species\na.png,cat\n", "no column label or class; found path, species;"),
-        ("path;label\na.png;cat\n", "no column path or file or image or filename; found path;label;"),
+        ("pth;kind\na.png;cat\n", "no column path or file or image or filename; found pth, kind;"),
         ("a.png,cat,train\n", "no column path or file or image or filename; found a.png, cat, train;"),
         ("path,label\n\na.png,cat\nb.png\n", "row 4 is 'b.png', not path,label;"),
         ("a.png,cat\nb.png,\n", "row 2 is 'b.png,', not path,label;"),
@@ -356,7 +445,7 @@ def test_parquet_not_of_datasets(tmp_path: Path, images: str, labels: list, clas
     found = open_evaluation(str(tmp_path / "some [1].parquet"))
     assert found.classes == classes
     assert len(found) == count
-    assert [found.read(i).getpixel((0, 0))[0] for i in range(count)] == [
+    assert [found.read(i).image.getpixel((0, 0))[0] for i in range(count)] == [
         i for i, label in enumerate(labels) if label not in (None, -1)
     ]
 
@@ -369,7 +458,7 @@ def test_parquet_that_only_points_to_files(tmp_path: Path):
         tmp_path / "x.parquet",
     )
     images = open_evaluation(str(tmp_path))
-    assert images.read(0).getpixel((0, 0)) == (5, 20, 30)
+    assert images.read(0).image.getpixel((0, 0)) == (5, 20, 30)
     with pytest.raises(BadImage, match=r"2\.png: No such file"):
         images.read(1)
 
@@ -386,8 +475,62 @@ def test_parquet_labels_by_another_name_and_orientation_as_everywhere(tmp_path: 
     datasets.Dataset.from_dict(columns, features).to_parquet(tmp_path / "x.parquet")
     images = open_evaluation(str(tmp_path / "x.parquet"))
     assert images.classes == ["animal", "plant"]
-    assert images.labels == [1]
-    assert images.read(0).size == (10, 20)
+    assert images.targets == [1]
+    assert images.read(0).image.size == (10, 20)
+
+
+@pytest.mark.parametrize(
+    ("labels", "targets", "classes"),
+    [
+        (pa.array([2.0, 1.0, None, 2.0], pa.float32()), [1, 0, 1], ["1", "2"]),
+        (pa.array([1.0, 0.0, -1.0, float("nan")], pa.float64()), [1, 0], ["0", "1"]),
+        (pa.array([True, False, True, None]), [1, 0, 1], ["0", "1"]),
+        (pa.array(["10", "9", "10", "9"]), [1, 0, 1, 0], ["9", "10"]),
+        (pa.array([3, 1, 255, 1], pa.uint8()), [1, 0, 2, 0], ["1", "3", "255"]),
+    ],
+    ids="float double bool text uint8".split(),
+)
+def test_labels_of_parquet_in_any_type(tmp_path: Path, labels: pa.Array, targets: list[int], classes: list[str]):
+    columns = {"image": [{"bytes": png(i), "path": None} for i in range(4)], "label": labels}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    data = open_data(tmp_path / "x.parquet")
+    assert (data.whole.targets, data.whole.classes) == (targets, classes)
+    assert len(data.left_out) == (len(targets) < 4)
+
+
+def test_labels_of_parquet_that_are_measurements_are_refused(tmp_path: Path):
+    pq.write_table(pa.table({"image": [png(1)] * 2, "label": [0.5, 1.0]}), tmp_path / "x.parquet")
+    with pytest.raises(
+        UserError, match=r"x\.parquet: a label that is none \(0\.5 is neither a whole number nor a name"
+    ):
+        open_data(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("names", [("thumbnail", "image"), ("preview", "img"), ("mask", "jpg"), ("first", "second")])
+def test_the_column_called_image_is_taken(tmp_path: Path, names: tuple[str, str]):
+    columns = {name: [{"bytes": png(i + 5 * k), "path": None} for i in range(2)] for k, name in enumerate(names)}
+    features = datasets.Features({name: datasets.Image() for name in names} | {"label": datasets.Value("int64")})
+    datasets.Dataset.from_dict(columns | {"label": [0, 1]}, features).to_parquet(tmp_path / "x.parquet")
+    data = open_data(tmp_path / "x.parquet")
+    second = names[1] != "second"
+    assert data.evaluation().read(1).image.getpixel((0, 0))[0] == (6 if second else 1)
+    assert [skipped.name for skipped in data.left_out] == [names[0] if second else names[1]]
+
+
+def test_folders_of_save_to_disk(tmp_path: Path):
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["cat", "dog"]))
+    rows = {"image": [{"bytes": png(i), "path": None} for i in range(30)], "label": [i % 2 for i in range(30)]}
+    part = datasets.Dataset.from_dict(rows, features)
+    datasets.DatasetDict(train=part, test=part.select(range(4))).save_to_disk(tmp_path / "both")
+    part.save_to_disk(tmp_path / "one")
+    both, one = open_data(tmp_path / "both"), open_data(tmp_path / "one")
+    assert (len(both.split("train")), len(both.split("val")), both.whole.classes) == (30, 4, ["cat", "dog"])
+    assert both.split("val").files == [f"test/{i}" for i in range(4)]
+    assert one.made and (len(one.split("train")), len(one.split("val"))) == (26, 4)
+    assert one.evaluation().read(9).image.getpixel((0, 0))[0] == 9
+    (tmp_path / "one" / "data-00000-of-00001.arrow").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="one: .*; fetch or write it again"):
+        open_data(tmp_path / "one")
 
 
 def test_bad_parquet_has_its_line(tmp_path: Path):
@@ -419,8 +562,8 @@ def test_hub_data_set_by_name(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(datasets, "load_dataset", load)
     train, val = open_split("hf:someone/photos:small", "train"), open_split("hf:someone/photos:small", "val")
     assert asked == {"path": "someone/photos", "name": "small"}
-    assert train.labels == [0, 1]
-    assert val.labels == [1]
+    assert train.targets == [0, 1]
+    assert val.targets == [1]
     assert train.classes == ["a", "b"]
     assert train.files == ["train/0", "train/1"]
     assert val.files == ["validation/0"]

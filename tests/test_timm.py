@@ -57,6 +57,13 @@ def test_names() -> None:
     assert set(PUBLISHED) == set(PUBLISHED_SIZES) - {"glnet_16g_tklb"}
 
 
+def test_timm_knows_which_weights_are_here() -> None:
+    """Those in the package, and no others: they are for their authors to give."""
+    assert timm.list_models("glnet_*", pretrained=True) == ["glnet_pico.imagenette"]
+    assert timm.is_model_pretrained("glnet_pico") and not timm.is_model_pretrained("glnet_4g")
+    assert timm.create_model("glnet_pico.imagenette", pretrained=True).num_classes == 10
+
+
 @pytest.mark.parametrize("variant", PUBLISHED_SIZES)
 def test_published_sizes(variant: str) -> None:
     """The paper's table counts in millions."""
@@ -145,6 +152,8 @@ def test_decay_of_the_slot_scale(variant: str) -> None:
 def test_unknown_options_are_refused(variant: str) -> None:
     with pytest.raises(TypeError, match="no_such_option"):
         on_meta(variant, no_such_option=1)
+    with pytest.raises(TypeError, match="slot_gird"):  # also where no block would meet it
+        on_meta(variant, slot_gird=(3, 3), mixers=("attention",) * 4)
 
 
 @pytest.mark.parametrize("variant", MODEL_NAMES)
@@ -173,6 +182,7 @@ def test_drop_path_grows_to_its_rate(variant: str) -> None:
     assert rates == sorted(rates)
     assert rates[0] == 0
     assert rates[-1] == pytest.approx(0.3)
+    assert rates == pytest.approx([0.3 * i / (len(rates) - 1) for i in range(len(rates))])
     assert rates == [block.drop_path2.drop_prob for stage in model.stages for block in stage.blocks]
     assert all(block.drop_path1.drop_prob == 0 for stage in on_meta(variant).stages for block in stage.blocks)
 
@@ -283,11 +293,28 @@ def test_checkpointed_gradients_are_the_same(variant: str, extractor: bool) -> N
         torch.testing.assert_close(checkpointed[name], expected[name])
 
 
+@torch.no_grad()
 def test_drop_path_drops_whole_images() -> None:
+    """Of each image both branches of a block, one or none; what is kept is raised, so that the mean stays."""
+    rate = 0.4
+    block = small("glnet_4g", drop_path_rate=rate, overlap=False).train().stages[-1].blocks[-1]
+    x = torch.randn(1, 2, 3, SMALL["dims"][-1])
+    mixed = block.mixer(x, x) / (1 - rate)
+    after = {(a, b): x + a * mixed + b * block.mlp(x + a * mixed) / (1 - rate) for a in (0, 1) for b in (0, 1)}
+    seen = dict.fromkeys(after, 0)
+    for y in block(x.expand(400, -1, -1, -1)):
+        seen[next(kept for kept, wanted in after.items() if torch.allclose(y, wanted[0], rtol=1e-4, atol=1e-5))] += 1
+    for (a, b), count in seen.items():
+        share = (1 - rate if a else rate) * (1 - rate if b else rate)
+        assert abs(count / 400 - share) < 0.1, (a, b)
+    block.eval()
+    torch.testing.assert_close(block(x), x + block.mixer(x, x) + block.mlp(x + block.mixer(x, x)))
+
+
+def test_drop_path_reaches_the_network() -> None:
     model = small("glnet_4g", drop_path_rate=0.9, num_classes=0).train()
     torch.manual_seed(0)
-    first, second = model(IMAGE), model(IMAGE)
-    assert not torch.equal(first, second)
+    assert not torch.equal(model(IMAGE), model(IMAGE))
     model.eval()
     assert torch.equal(model(IMAGE), model(IMAGE))
 
@@ -322,6 +349,25 @@ def test_torchvision_feature_extraction(variant: str) -> None:
         output = traced(x)
         torch.testing.assert_close(output["logits"], model(x))
         torch.testing.assert_close(output["level"], model.forward_intermediates(x)[1][1])
+
+
+@pytest.mark.parametrize("variant", FAMILIES)
+@torch.no_grad()
+def test_torchvision_feature_extraction_as_it_is(variant: str) -> None:
+    """Without a word on what not to trace into; in training mode too, and at other sizes."""
+    model = small(variant, drop_path_rate=0.2)
+    nodes = {"stages.1": "level", "head": "logits"}
+    for mode in (model.eval(), model.train()):
+        traced = create_feature_extractor(mode, nodes).eval()
+        for size in ((64, 96), (97, 131)):
+            x = torch.randn(2, 3, *size)
+            output = traced(x)
+            torch.testing.assert_close(output["level"], model.eval().forward_intermediates(x)[1][1])
+            torch.testing.assert_close(output["logits"], model.head(model.forward_features(x)))
+    learning = create_feature_extractor(model, nodes).train()
+    with torch.enable_grad():
+        learning(IMAGE)["logits"].square().mean().backward()
+    assert model.stages[0].blocks[0].mixer.similarity.scale.grad.isfinite()
 
 
 # --- what builds on timm ---------------------------------------------------------------------------------------------

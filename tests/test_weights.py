@@ -3,6 +3,8 @@
 import argparse
 import importlib
 import logging
+import os
+import resource
 import sys
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
@@ -11,16 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.torch
 import timm
 import torch
 from reference import as_released, released_state_dict
 from torch import Tensor
 
+from glmix.data.prepare import Preparation
 from glmix.errors import UserError
 from glmix.models import create_model
+from glmix.models.description import Description
 from glmix.models.glnet import PUBLISHED_PAGE, GLNet
-from glmix.models.weights import Checkpoint, read_checkpoint, write_checkpoint
+from glmix.models.weights import read_checkpoint, write_checkpoint
 
 SMALL: dict[str, Any] = {"dims": (32, 64, 96, 128), "depths": (1, 1, 2, 1)}
 IMAGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -59,7 +62,7 @@ def message(error: pytest.ExceptionInfo[UserError]) -> str:
 def every_way(variant: str, released: Path, **options: Any) -> Iterator[GLNet]:
     yield create_model(variant, checkpoint=released, **options)
     yield timm.create_model(variant, pretrained=True, pretrained_cfg_overlay={"file": str(released)}, **options)
-    converted = write_checkpoint(released.with_suffix(".safetensors"), read_checkpoint(released))
+    converted = write_checkpoint(released.with_suffix(".safetensors"), *read_checkpoint(released))
     yield create_model(variant, checkpoint=converted, **options)
     yield timm.create_model(variant, pretrained=True, pretrained_cfg_overlay={"file": str(converted)}, **options)
 
@@ -85,7 +88,7 @@ def test_a_released_file_in_the_weights_folder(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("GLMIX_HOME", str(tmp_path))
     released, converted = drawn("glnet_4g"), drawn("glnet_9g", seed=1)
     save(tmp_path / "glnet_4g.pth", model=as_released(released, "glnet_4g"))
-    write_checkpoint(tmp_path / "glnet_9g.in1k.safetensors", Checkpoint(converted.state_dict()))
+    write_checkpoint(tmp_path / "glnet_9g.in1k.safetensors", Description(), converted.state_dict())
     assert torch.equal(logits(timm.create_model("glnet_4g", pretrained=True, **SMALL)), logits(released))
     assert torch.equal(logits(timm.create_model("glnet_9g.in1k", pretrained=True, **SMALL)), logits(converted))
 
@@ -113,21 +116,22 @@ def test_no_second_copy_is_kept(tmp_path: Path) -> None:
 def test_our_file_keeps_all_it_was_given(tmp_path: Path) -> None:
     model = drawn("glnet_pico", num_classes=2, slot_grid=(3, 5), dims=(32, 32, 64, 64), depths=(1, 1, 1, 1))
     options = {"slot_grid": [3, 5], "dims": [32, 32, 64, 64], "depths": [1, 1, 1, 1]}
-    given = Checkpoint(
-        {key: value.clone() for key, value in model.state_dict().items()},
+    tensors = {key: value.clone() for key, value in model.state_dict().items()}
+    given = Description(
+        task="classify",
         model="glnet_pico",
         model_args=options,
         classes=["n1", "n2"],
         names=["tench", "a Katze \N{CAT FACE}"],
-        image={"input_size": [3, 64, 64], "mean": [0.5, 0.5, 0.5]},
+        preparation=Preparation(size=(64, 64), mean=(0.5, 0.5, 0.5), resize="squash", interpolation="bilinear"),
         info={"epoch": 3, "top1": 0.5},
     )
-    path = write_checkpoint(tmp_path / "folder" / "best.safetensors", given)
+    path = write_checkpoint(tmp_path / "folder" / "best.safetensors", given, tensors)
     for source in (path, str(path), path.parent):
-        read = read_checkpoint(source)
-        assert read.state_dict.keys() == given.state_dict.keys()
-        assert all(torch.equal(value, given.state_dict[key]) for key, value in read.state_dict.items())
-        assert {**vars(read), "state_dict": 0} == {**vars(given), "state_dict": 0}
+        description, read = read_checkpoint(source)
+        assert read.keys() == tensors.keys()
+        assert all(torch.equal(value, tensors[key]) for key, value in read.items())
+        assert description == given
     expected = logits(model)
     assert torch.equal(logits(create_model("glnet_pico", checkpoint=path)), expected)
     # timm takes class count and options of the architecture from the file too
@@ -136,7 +140,7 @@ def test_our_file_keeps_all_it_was_given(tmp_path: Path) -> None:
         logits(timm.create_model("glnet_pico", pretrained=True, pretrained_cfg_overlay=overlay)), expected
     )
     wider = timm.create_model("glnet_pico", pretrained=True, pretrained_cfg_overlay=overlay, slot_grid=(6, 6))
-    assert wider.slot_mixers()["stages.0.blocks.0"].slot_h == 6
+    assert wider.slot_mixers()["stages.0.blocks.0"].seeds.slot_grid == (6, 6)
 
 
 # --- what else a released file may hold ------------------------------------------------------------------------------
@@ -271,7 +275,7 @@ def test_a_damaged_file_is_named(damage: str, suffix: str, tmp_path: Path) -> No
     if suffix == ".pth":
         torch.save({"model": tensors}, path)
     else:
-        write_checkpoint(path, Checkpoint(tensors))
+        write_checkpoint(path, Description(), tensors)
     content = {"missing": b"", "empty": b"", "text": b"404: not found\n" * 100, "truncated": path.read_bytes()[:-2000]}
     path.write_bytes(content[damage])
     if damage == "missing":
@@ -321,7 +325,8 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
 
 
 def test_our_file_says_which_architecture_it_holds(tmp_path: Path) -> None:
-    path = write_checkpoint(tmp_path / "a.safetensors", Checkpoint(drawn("glnet_4g").state_dict(), model="glnet_4g"))
+    tensors = drawn("glnet_4g").state_dict()
+    path = write_checkpoint(tmp_path / "a.safetensors", Description(model="glnet_4g"), tensors)
     with pytest.raises(UserError, match="glnet_4g") as error:
         create_model("glnet_pico", checkpoint=path)
     assert str(path) in message(error)
@@ -337,11 +342,12 @@ def test_other_number_of_classes(variant: str, tmp_path: Path, caplog: pytest.Lo
         loaded = timm.create_model(variant, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=10, **SMALL)
     assert logits(loaded).shape == (2, 10)
     assert torch.equal(loaded.forward_features(IMAGE), model.forward_features(IMAGE))
-    heads = [loaded.head.fc] + ([loaded.aux_head] if "tklb" in variant else [])
-    for head in heads:
-        assert head.out_features == 10
-        assert 0.01 < head.weight.std() < 0.03
-        assert not head.bias.any()
+    assert loaded.head.fc.out_features == 10
+    assert 0.01 < loaded.head.fc.weight.std() < 0.03
+    assert not loaded.head.fc.bias.any()
+    if "tklb" in variant:  # the head for places starts as PyTorch's linear layers do
+        assert loaded.aux_head.out_features == 10
+        assert 0.03 < loaded.aux_head.weight.std() < 0.07
     none = timm.create_model(variant, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0, **SMALL)
     assert torch.equal(logits(none), model.forward_head(model.forward_features(IMAGE), pre_logits=True))
     with pytest.raises(UserError, match="1000 classes") as error:
@@ -390,36 +396,58 @@ def test_a_variant_without_weights_says_so(tmp_path: Path, monkeypatch: pytest.M
 # --- writing --------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """No file may grow beyond 64 kB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 @pytest.mark.parametrize("existing", [False, True])
 @pytest.mark.parametrize("stage", ["writing", "renaming"])
 def test_a_failed_write_leaves_no_half_file(
-    stage: str, existing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str, existing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_disk: None
 ) -> None:
     path = tmp_path / "best.safetensors"
     if existing:
-        write_checkpoint(path, Checkpoint({"a": torch.ones(3)}, info={"epoch": 1}))
+        write_checkpoint(path, Description(info={"epoch": 1}), {"a": torch.ones(3)})
     before = path.read_bytes() if existing else b""
-
-    def disk_full(_tensors: Any, to: Any, **_: Any) -> None:
-        Path(to).write_bytes(b"half")
-        raise OSError("No space left on device")
 
     def no_rename(*_: Any) -> None:
         raise OSError("Input/output error")
 
-    if stage == "writing":
-        monkeypatch.setattr(safetensors.torch, "save_file", disk_full)
-    else:
+    if stage == "renaming":
         monkeypatch.setattr("os.replace", no_rename)
-    with pytest.raises(OSError, match="space|error"):
-        write_checkpoint(path, Checkpoint({"a": torch.zeros(3)}, info={"epoch": 2}))
+    size = 3 if stage == "renaming" else 100_000
+    with pytest.raises(UserError, match="free space.*choose another place") as error:
+        write_checkpoint(path, Description(info={"epoch": 2}), {"a": torch.zeros(size)})
+    assert str(path) in message(error)
     assert (path.read_bytes() if path.exists() else b"") == before
     assert list(tmp_path.iterdir()) == ([path] if existing else [])
 
 
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file where the folder should be")
+    for path in (tmp_path / "taken" / "a.safetensors", tmp_path):
+        with pytest.raises(UserError, match="cannot be written") as error:
+            write_checkpoint(path, Description(), {"a": torch.ones(3)})
+        assert str(path) in message(error)
+
+
+def test_files_are_for_whom_the_umask_says(tmp_path: Path) -> None:
+    umask = os.umask(0o027)
+    try:
+        path = write_checkpoint(tmp_path / "a.safetensors", Description(), {"a": torch.ones(3)})
+    finally:
+        os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
 def test_strided_tensors_are_written(tmp_path: Path) -> None:
     grid = torch.arange(12.0).reshape(3, 4)
-    path = write_checkpoint(tmp_path / "a.safetensors", Checkpoint({"a": grid.T, "b": grid.to(torch.bfloat16)}))
-    read = read_checkpoint(path).state_dict
+    path = write_checkpoint(tmp_path / "a.safetensors", Description(), {"a": grid.T, "b": grid.to(torch.bfloat16)})
+    read = read_checkpoint(path)[1]
     assert torch.equal(read["a"], grid.T)
     assert torch.equal(read["b"], grid.to(torch.bfloat16))

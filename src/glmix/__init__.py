@@ -15,7 +15,7 @@ __all__ = ["SlotMaps", "UserError", "create_model", "plot_slots", "representativ
 
 def __getattr__(name: str) -> Any:
     if name in ("plot_slots", "representative_slots"):  # on first use: matplotlib takes its time to import
-        from glmix.tasks import figures
+        from glmix.slots import figures
 
         return getattr(figures, name)
     raise AttributeError(f"module 'glmix' has no attribute {name!r}")

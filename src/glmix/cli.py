@@ -9,17 +9,21 @@ import os
 import re
 import sys
 from dataclasses import fields, is_dataclass
+from itertools import zip_longest
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
+from glmix.console import lenient, mute, say
 from glmix.errors import UserError
+from glmix.ranges import in_words
 
 COMMANDS = {
-    "train": "train a classifier on your images",
+    "train": "train a model on your images",
     "eval": "accuracy of a model on labelled images",
     "predict": "what a model sees in images",
     "explain": "pictures of the slots",
+    "slots": "how well slots match the masks of objects",
     "label-tokens": "dense labels of training images, by a teacher",
     "models": "the variants, their size and published accuracy",
     "convert": "a released .pth file to safetensors",
@@ -33,25 +37,42 @@ POSITIONAL = {"images": "+", "source": None, "target": None}
 
 
 class Parser(ArgumentParser):
-    """Reports a mistake as one line, with the nearest option where one is misspelt."""
+    """Names options with hyphens, as people type them, and reports a mistake as one line."""
+
+    file = ""  # a recipe that is being read, for messages
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        text = re.sub(r"\s+", " ", str(message)).strip()
-        unknown = re.search(r"(?:[Uu]nrecognized arguments|[Kk]ey|[Oo]ption):? '?-*([\w-]+)", text)
-        names = [a.dest for a in self._actions]
+        text = re.sub(r"\s+", " ", str(message)).strip().removesuffix(".")
+        name = re.search(r'[Kk]ey "([\w.]+)"', text)
+        restriction = re.search(r"type \w+: (\S+) does not conform to restriction (v.*)", text)
+        unknown = re.search(r"(?:[Uu]nrecognized arguments|[Kk]ey|[Oo]ption|[Gg]roup):? '?-*([\w-]+)", text)
         given = unknown[1].replace("-", "_") if unknown else ""
-        near = [n for n in difflib.get_close_matches(given, names, 1) if n != given]
+        near = [n for n in difflib.get_close_matches(given, [a.dest for a in self._actions], 1) if n != given]
         hint = f"; did you mean --{near[0].replace('_', '-')}?" if near else f"; see {self.prog} --help"
-        raise UserError(text.removesuffix(".")[:300] + hint)
+        if name and restriction:
+            text = f"{name[1]} must be {in_words(restriction[2])}, not {restriction[1]}"
+        text = re.sub(r"(?<=--)\w+", lambda m: m[0].replace("_", "-"), text)
+        raise UserError(self.file + text[:300] + hint)
+
+    def format_help(self, *arguments: Any) -> str:
+        """The options as they are typed: with hyphens, flags without a value, bounds in words."""
+        text = super().format_help(*arguments)
+        text = re.sub(r"(?<=--)[a-z]+(?:_[a-z]+)+", lambda m: m[0].replace("_", "-"), text)
+        text = re.sub(r" \{true,\s*false\}", "", text)
+        for action in self._actions:
+            kind = getattr(action, "_typehint", None)
+            expression = getattr(kind, "_expression", None)
+            if kind is not None and expression:
+                number = {int: "whole number", float: "number"}[kind._type]
+                text = re.sub(rf"type:\s+{kind.__name__}\b", f"{number}, {in_words(expression)}", text)
+        return text
 
 
-def options_of(function: Any) -> tuple[dict[str, Any], type | None]:
-    """Option names with their types, and the dataclass if the function takes one."""
+def options_of(function: Any) -> tuple[dict[str, Any], bool]:
+    """Option names with their types, and whether the function takes them as one dataclass, its only parameter."""
     parameters = inspect.signature(function).parameters
     only = next(iter(parameters.values())).annotation if len(parameters) == 1 else None
-    if only is not None and is_dataclass(only):
-        return {f.name: f.type for f in fields(only)}, only  # type: ignore[return-value]
-    return {name: p.annotation for name, p in parameters.items()}, None
+    return {name: p.annotation for name, p in parameters.items()}, is_dataclass(only)
 
 
 def normalize(arguments: list[str], options: dict[str, Any]) -> list[str]:
@@ -64,45 +85,81 @@ def normalize(arguments: list[str], options: dict[str, Any]) -> list[str]:
         name, equals, value = argument.partition("=")
         if name.startswith("--"):
             plain = name[2:].replace("-", "_")
-            following = arguments[i + 1] if i + 1 < len(arguments) else ""
+            kind, following = str(options.get(plain)), arguments[i + 1] if i + 1 < len(arguments) else ""
             if options.get(plain) is bool and not equals and following.lower() not in ("true", "false"):
                 equals, value = "=", "true"
-            if "list[int]" in str(options.get(plain)) and not equals:
-                taken = i + 1
-                while taken < len(arguments) and re.fullmatch(r"-?\d+", arguments[taken]):
+            if "list[int]" in kind or "tuple[int, int]" in kind:
+                taken, numbers = i + 1, re.findall(r"-?\d+", value) if re.fullmatch(r"\d+([,x]\d+)*", value) else []
+                while not equals and taken < len(arguments) and re.fullmatch(r"-?\d+([,x]-?\d+)*", arguments[taken]):
+                    numbers += re.findall(r"-?\d+", arguments[taken])
                     taken += 1
-                if taken > i + 1:
-                    equals, value = "=", f"[{','.join(arguments[i + 1 : taken])}]"
-                elif re.fullmatch(r"-?\d+(,-?\d+)+", following):
-                    taken, equals, value = i + 2, "=", f"[{following}]"
+                if "tuple" in kind and len(numbers) == 1:
+                    numbers *= 2
+                if numbers:
+                    equals, value = "=", f"[{','.join(numbers)}]"
             argument = f"--{plain}{equals}{value}"
         result.append(argument)
     return result
 
 
+def asked(arguments: list[str]) -> dict[str, str]:
+    """What a command line gives for each option, before it is known which there are."""
+    found: dict[str, str] = {}
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
+        name, equals, value = argument.partition("=")
+        if name.startswith("--"):
+            found[name[2:].replace("-", "_")] = value if equals else following
+    return found
+
+
 def parse(command: str, arguments: list[str]) -> tuple[Any, Any]:
     """The function of `command`, and its options: a dataclass where it takes one, else a dictionary."""
-    function = getattr(importlib.import_module(f"glmix.commands.{module_of(command)}"), module_of(command))
-    options, schema = options_of(function)
+    module = importlib.import_module(f"glmix.commands.{module_of(command)}")
+    function = getattr(module, module_of(command))
+    options, as_dataclass = options_of(function)
     parser = Parser(prog=f"glmix {command}", description=(function.__doc__ or "").split("\n\n")[0])
+    schema: Any = None
     positional = [name for name in options if name in POSITIONAL]
-    for name in positional:
-        default = inspect.signature(function).parameters[name].default
-        parser.add_argument(name, nargs=POSITIONAL[name] if default is inspect.Parameter.empty else "*")
-    if schema is not None:
+    if as_dataclass:
+        given = asked(arguments)
+        schema, parser.file = module.schema_of(given), f"{given['config']}: " if "config" in given else ""
+        options = {f.name: f.type for f in fields(schema)}
         parser.add_argument("--config", action="config", help="a recipe: a YAML file of these options")
         parser.add_class_arguments(schema, None, as_group=False)
+        group_options(parser, schema)
     else:
+        for name in positional:
+            default = inspect.signature(function).parameters[name].default
+            parser.add_argument(name, nargs=POSITIONAL[name] if default is inspect.Parameter.empty else "*")
         parser.add_function_arguments(function, None, as_group=False, as_positional=False, skip=set(positional))
     try:
-        given = parser.parse_args(normalize(arguments, options)).as_dict()
+        plain = normalize(arguments, options)
+        result = parser.parse_args(plain).as_dict()
+        result.pop("config", None)
+        if schema is None:
+            return function, result
+        made = schema(**result)
+        made.given = frozenset(parser.parse_args(plain, defaults=False).as_dict()) - {"config"}
+        return function, made
     except UnicodeDecodeError as error:
         raise UserError(f"--config: not a text file ({error}); a recipe is YAML") from error
-    given.pop("config", None)
-    try:
-        return function, given if schema is None else schema(**given)
     except ValueError as error:
-        raise UserError(str(error)) from error
+        raise UserError(parser.file + str(error)) from error
+
+
+def group_options(parser: Parser, schema: Any) -> None:
+    """Sort the options of a dataclass under the titles that its `GROUPS` give, by the first option of each."""
+    titles: dict[str, list[str]] = {title: [] for title in schema.GROUPS.values()}
+    title = ""
+    for field in fields(schema):
+        title = schema.GROUPS.get(field.name, title)
+        titles[title].append(field.name)
+    usual = parser._optionals
+    for title, names in titles.items():
+        group = parser.add_argument_group(title)
+        for action in [a for a in usual._group_actions if a.dest in names]:
+            usual._group_actions.remove(action)
+            group._group_actions.append(action)
 
 
 def module_of(command: str) -> str:
@@ -119,6 +176,21 @@ def run(command: str, arguments: list[str]) -> None:
         function(options)
 
 
+def moved(command: str, arguments: list[str]) -> tuple[str, list[str]]:
+    """A command line as it is written today: `eval --task slots` has become `slots`."""
+    if command != "eval" or "task" not in asked(arguments):
+        return command, arguments
+    joined = re.sub(r"(^|\n)--task(=|\n)", r"\1--task=", "\n".join(arguments)).split("\n")
+    kept = [a for a in joined if not a.startswith("--task=")]
+    task = asked(joined)["task"]
+    if task == "slots":
+        say("glmix: `glmix eval --task slots` is now `glmix slots`; this form goes with the next release")
+        return "slots", kept
+    if task != "classify":
+        raise UserError(f"--task {task}: classify or slots; the task is the checkpoint's, so leave it out")
+    return command, kept
+
+
 def usage() -> str:
     """The table of commands."""
     lines = [f"  {name:<14}{text}" for name, text in COMMANDS.items()]
@@ -128,8 +200,33 @@ def usage() -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; 0 if it went well, 2 after a mistake that the message tells how to mend."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """Run one command; 0 if it went well, 2 after a mistake that the message tells how to mend.
+
+    A command that a signal stopped ends with 128 and the signal's number, as the shell has it.
+    """
+    lenient()
+    try:
+        status = answer(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+        return status
+    except UserError as error:
+        say(f"glmix: {error}")
+        return error.status
+    except KeyboardInterrupt:
+        say("glmix: interrupted")
+        return 130
+    except BrokenPipeError:  # `glmix predict … | head`
+        mute(sys.stdout)
+        return 141
+    except OSError as error:
+        if error.errno not in MENDABLE:
+            raise
+        say(f"glmix: {error.filename or 'a file'}: {error.strerror}")
+        return 2
+
+
+def answer(arguments: list[str]) -> int:
+    """As `main`, but for mistakes."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
@@ -141,24 +238,13 @@ def main(arguments: list[str] | None = None) -> int:
     command, *rest = arguments
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    try:
-        if command not in COMMANDS:
-            near = difflib.get_close_matches(command, COMMANDS, 1)
-            raise UserError(
-                f"no command {command!r}; "
-                + (f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}")
-            )
-        run(command, rest)
-        return 0
-    except UserError as error:
-        print(f"glmix: {error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("glmix: interrupted", file=sys.stderr)
-    except OSError as error:
-        if error.errno not in MENDABLE:
-            raise
-        print(f"glmix: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
-    return 2
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, 1)
+        raise UserError(
+            f"no command {command!r}; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}")
+        )
+    run(*moved(command, rest))
+    return 0
 
 
 if __name__ == "__main__":

@@ -17,6 +17,6 @@ def convert(source: str, target: str, half: bool = False) -> None:
     """
     if Path(target).suffix != ".safetensors":
         raise UserError(f"{target}: the name of the new file must end in .safetensors")
-    model, checkpoint = load(source)
-    checkpoint.state_dict = (model.half() if half else model).state_dict()
-    print(f"{write_checkpoint(target, checkpoint)}: {checkpoint.model}, {len(checkpoint.classes)} classes")
+    model, described = load(source)
+    path = write_checkpoint(target, described, (model.half() if half else model).state_dict())
+    print(f"{path}: {described.model}, {len(described.classes)} classes")

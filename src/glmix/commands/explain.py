@@ -1,22 +1,39 @@
 """`glmix explain`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from matplotlib.figure import Figure
 
 from glmix.commands.common import load_for_images
 from glmix.data.images import BadImage, read_image
+from glmix.data.prepare import Preparation
+from glmix.data.samples import Skipped
 from glmix.errors import UserError
 from glmix.models import SHIPPED, GLNet
 from glmix.models.weights import fingerprint
-from glmix.tasks.explain import Look, look
-from glmix.tasks.figures import is_idle, plot_attention, plot_depths, plot_patches, plot_regions, plot_slots
-from glmix.tasks.slot_folder import LONGEST_NAME, Job, explain_folder
-from glmix.tasks.slot_report import write_slot_report
+from glmix.slots.figures import (
+    idle_at,
+    plot_attention,
+    plot_depths,
+    plot_patches,
+    plot_regions,
+    plot_slots,
+    save_figure,
+)
+from glmix.slots.folder import LONGEST_NAME, Job, explain_folder
+from glmix.slots.look import Look, look
+from glmix.slots.report import write_slot_report
 
-FIGURES = ("slots", "depths", "regions", "attention", "patches")
+FIGURES = {  # and the options that each uses
+    "slots": ("block", "slots", "normalize"),
+    "depths": ("blocks",),
+    "regions": ("block", "merge"),
+    "attention": ("block", "slot"),
+    "patches": ("block",),
+}
+FOLDER = ("block", "slots", "merge", "batch_size")  # the options that --folder uses
 FORMATS = ("png", "pdf", "svg")
 
 
@@ -24,18 +41,18 @@ def explain(
     images: list[str] = [],  # noqa: B006  (the command line needs a default it can print; never changed)
     out: str = "slots",
     checkpoint: str = SHIPPED,
-    figures: str = ",".join(FIGURES),
-    format: str = "png",  # noqa: A002  (the option's name)
-    block: int = -1,
+    figures: str | None = None,
+    format: str | None = None,  # noqa: A002  (the option's name)
+    block: int | None = None,
     blocks: list[int] | None = None,
-    slots: int = 4,
-    slot: int = -1,
-    merge: float = 0.4,
+    slots: int | None = None,
+    slot: int | None = None,
+    merge: float | None = None,
     image_size: int = 0,
     normalize: bool = False,
     report: bool = False,
     folder: str = "",
-    batch_size: int = 16,
+    batch_size: int | None = None,
 ) -> None:
     """Pictures of the slots: figures as in the paper, a page to play with, or a whole folder.
 
@@ -43,21 +60,35 @@ def explain(
         images: image files, of any size and aspect.
         out: folder for what is written.
         checkpoint: run folder, file (ours or a released one) or model name; left out, the weights that ship.
-        figures: which, of slots, depths, regions, attention, patches; with commas between, or 'none'.
-        format: png, pdf or svg; several with commas between.
-        block: which GLMix block, counted from 0; -1 for the last.
+        figures: which, of slots, depths, regions, attention, patches; with commas between, or 'none'; left out, all.
+        format: png, pdf or svg; several with commas between; left out, png.
+        block: which GLMix block, counted from 0; left out (or -1), the last.
         blocks: those that `depths` shows side by side, as in --blocks 2 5 8; left out, the first, middle and last.
-        slots: number of representative slots.
-        slot: the one whose attention is drawn; -1 for the first of the representative ones.
-        merge: least likeness (0 to 1) at which adjacent slots become one region.
+        slots: number of representative slots; left out, 4.
+        slot: the one whose attention is drawn; left out (or -1), the first of the representative ones.
+        merge: least likeness (0 to 1) at which adjacent slots become one region; left out, 0.4.
         image_size: shorter side at which the network sees an image; 0 for that of the checkpoint.
         normalize: give every map a scale of its own.
         report: also write report.html, one page with all images that opens from disk.
         folder: instead of images: a folder whose photos all get arrays (.npz) and contact sheets; goes on after a cut.
-        batch_size: photos at a time, for --folder.
+        batch_size: photos at a time, for --folder; left out, 16.
     """
     if bool(images) == bool(folder):
         raise UserError("name the images, or one --folder of them" + (", not both" if images else ""))
+    wanted = chosen("--figures", figures or "all", list(FIGURES))
+    formats = chosen("--format", format or "png", FORMATS)
+    if not (wanted or report or folder):
+        raise UserError("nothing to write: choose --figures, or --report")
+    given = {"block": block, "blocks": blocks, "slots": slots, "slot": slot, "merge": merge, "format": format,
+             "normalize": normalize or None, "batch_size": batch_size}  # fmt: skip
+    if folder:
+        refuse_unused(given | {"figures": figures, "report": report or None}, FOLDER, "of no use with --folder")
+    else:
+        refuse("--batch-size", batch_size is not None, "only with --folder")
+        used = {option for name in wanted for option in FIGURES[name]} | ({"format"} if wanted else set())
+        refuse_unused(given, used, f"of no use for the figures asked for ({', '.join(wanted) or 'none'})")
+    block, slot, slots = filled(block, -1), filled(slot, -1), filled(slots, 4)
+    merge, batch_size = filled(merge, 0.4), filled(batch_size, 16)
     if slots < 1:
         raise UserError(f"--slots {slots}: at least one")
     if batch_size < 1:
@@ -66,50 +97,59 @@ def explain(
         raise UserError(f"--merge {merge}: between 0 and 1")
     if slot < -1:
         raise UserError(f"--slot {slot}: a slot's number, or -1 for the first of the representative ones")
-    wanted = chosen("--figures", figures, FIGURES)
-    formats = chosen("--format", format, FORMATS)
-    model, described, _ = load_for_images(checkpoint, image_size)
+    model, described = load_for_images(checkpoint, image_size)
     for number in (block, *(blocks or [])):
         check_block(model, number)
     block %= len(model.slot_mixers())
+    preparation = cast(Preparation, described.prepared)  # which `load` always fills in
     if folder:
-        if report:
-            raise UserError("--report is for single images; leave out --folder, or --report")
-        settings: dict[str, Any] = {
-            "folder": str(Path(folder).resolve()),
-            "model": described.model,
-            "weights": fingerprint(model),
-        }
-        settings |= {"input_size": list(described.image["input_size"]), "block": block, "slots": slots, "merge": merge}
-        write_folder(Path(folder), Path(out), Job(model, described.image, block, slots, merge, batch_size, settings))
+        weights = {"model": described.model, "model_args": described.model_args, "weights": fingerprint(model)}
+        job = Job(model, preparation, block, slots, merge, batch_size, weights)
+        write_folder(Path(folder), Path(out), job)
         return
-    if not (wanted or report):
-        raise UserError("nothing to write: choose --figures, or --report")
     depths = list(dict.fromkeys(i % len(model.slot_mixers()) for i in blocks)) if blocks else spread(model)
     places = Path(out)
     places.mkdir(parents=True, exist_ok=True)
-    skipped: list[str] = []
-    draw = {
+    skipped: list[Skipped] = []
+    draw: dict[str, Callable[[Look], Figure]] = {
         "slots": lambda seen: plot_slots(seen.shown, seen.maps[block], count=slots, normalize=normalize),
         "depths": lambda seen: plot_depths(seen.shown, [seen.maps[i] for i in depths]),
         "regions": lambda seen: plot_regions(seen.shown, seen.maps[block], merge=merge),
         "attention": lambda seen: plot_attention(seen.shown, seen.maps[block], slot=None if slot < 0 else slot),
         "patches": lambda seen: plot_patches(seen.shown, seen.maps[block]),
     }
-    looks = written(looked_at(model, described.image, images, skipped), places, {k: draw[k] for k in wanted}, formats)
+    seen = looked_at(model, preparation, images, skipped)
+    looks = written(seen, places, {k: draw[k] for k in wanted}, formats)
     if report:
         done = write_slot_report(places / "report.html", looks, f"{described.model}, weights of {checkpoint}")
         if done:
             print(places / "report.html")
     else:
         done = [seen.name for seen in looks]
-    for reason in skipped:
-        print(f"skipped {reason}")
+    for one in skipped:
+        print(f"skipped {one}")
     if not done:
         raise UserError("none of the images could be read")
 
 
-def chosen(option: str, text: str, known: tuple[str, ...]) -> list[str]:
+def filled(given: Any, usual: Any) -> Any:
+    """The option's value, or the usual one where it was left out."""
+    return usual if given is None else given
+
+
+def refuse(option: str, given: bool, why: str) -> None:
+    """Raise a UserError if an option was given that would change nothing."""
+    if given:
+        raise UserError(f"{option}: {why}; leave it out")
+
+
+def refuse_unused(given: dict[str, Any], used: Collection[str], why: str) -> None:
+    """`refuse` every option that was given (is not None) and is not among the `used` ones."""
+    for name, value in given.items():
+        refuse(f"--{name.replace('_', '-')}", value is not None and name not in used, why)
+
+
+def chosen(option: str, text: str, known: Sequence[str]) -> list[str]:
     """The names in `text`, in the order of `known`; 'all' and 'none' are understood."""
     asked = [name.strip() for name in text.split(",") if name.strip()]
     asked = {"all": list(known), "none": []}.get(asked[0], asked) if len(asked) == 1 else asked
@@ -135,23 +175,23 @@ def spread(model: GLNet) -> list[int]:
     return sorted({0, count // 2, count - 1})
 
 
-def looked_at(model: GLNet, image: dict[str, Any], paths: list[str], skipped: list[str]) -> Iterator[Look]:
-    """A look at each of the photos, one at a time; unreadable ones go to `skipped`, with reasons."""
+def looked_at(model: GLNet, preparation: Preparation, paths: list[str], skipped: list[Skipped]) -> Iterator[Look]:
+    """A look at each of the photos, one at a time; unreadable ones go to `skipped`."""
     names: set[str] = set()
     for path in paths:
         try:
             if Path(path).is_dir():
-                raise BadImage(f"{path}: a folder, not an image (--folder takes one)")
+                raise BadImage(path, "a folder, not an image (--folder takes one)")
             photo = read_image(path)
         except BadImage as error:
-            skipped.append(str(error))
+            skipped.append(Skipped(error.name, error.reason))
             continue
         stem = Path(path).stem.encode()[:LONGEST_NAME].decode(errors="ignore")
         name, number = stem, 2
         while name in names:  # photos of one name from several folders
             name, number = f"{stem}-{number}", number + 1
         names.add(name)
-        seen = look(model, photo, image, name)
+        seen = look(model, photo, preparation, name)
         print("{}: {} x {} pixels, seen at {} x {}".format(path, *seen.photo, *seen.seen))
         yield seen
 
@@ -161,7 +201,7 @@ def written(
 ) -> Iterator[Look]:
     """The looks, as their figures are written and named."""
     for seen in looks:
-        idle = [maps.block for maps in seen.maps if is_idle(maps)]
+        idle = [maps.block for maps in seen.maps if idle_at(maps, 0)]
         if idle:
             print(f"  slots are idle (assignment close to uniform) in {', '.join(idle)}")
         for kind, plot in draw.items():
@@ -171,14 +211,14 @@ def written(
                 raise UserError(f"{kind}: {error}") from error
             for suffix in formats:
                 path = out / f"{seen.name}.{kind}.{suffix}"
-                figure.savefig(path)
+                save_figure(figure, path)
                 print(f"  {path}")
         yield seen
 
 
 def write_folder(folder: Path, out: Path, job: Job) -> None:
     """Arrays and contact sheets, with a line per sheet."""
-    skipped: list[str] = []
+    skipped: list[Skipped] = []
     for sheet, done, count, bad in explain_folder(folder, out, job):
         skipped += bad
         print(f"{done}/{count}  {sheet}", flush=True)

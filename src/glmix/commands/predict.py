@@ -1,12 +1,16 @@
 """`glmix predict`."""
 
 import json as json_module
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from glmix.commands.common import load_for_images, pick_device, prepare_images
+from glmix.commands.common import load_for_images, pick_device
+from glmix.data.images import BadImage, read_image
 from glmix.errors import UserError
 from glmix.models import SHIPPED
+from glmix.tasks import task_named
 
 
 @torch.inference_mode()
@@ -24,19 +28,22 @@ def predict(
     """
     if top < 1:
         raise UserError(f"--top {top}: at least one")
-    model, described, transform = load_for_images(checkpoint, image_size)
-    names, tensors, skipped = prepare_images(images, transform)
-    for name, tensor in zip(names, tensors, strict=True):
-        probabilities = model(tensor[None].to(pick_device())).float().softmax(1)[0]
-        best = probabilities.topk(min(top, len(probabilities)))
-        found = [
-            (described.names[i], round(p, 4)) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
-        if json:
-            print(json_module.dumps({"image": name, "predictions": [{"name": n, "probability": p} for n, p in found]}))
-        else:
-            print(f"{name}: " + ", ".join(f"{n} {100 * p:.0f} %" for n, p in found))
-    for reason in skipped:
-        print(json_module.dumps({"image": reason.split(": ")[0], "error": reason}) if json else f"skipped {reason}")
-    if not names:
+    model, described = load_for_images(checkpoint, image_size)
+    task = task_named(described.task)
+    used = 0
+    for path in images:
+        try:
+            if Path(path).is_dir():
+                raise BadImage(path, "a folder, not an image")
+            picture = read_image(path)
+        except BadImage as error:
+            row: dict[str, Any] = {"image": error.name, "error": error.reason}
+            print(json_module.dumps(row) if json else f"skipped {error}", flush=True)
+            continue
+        outputs = model(described.prepared(picture)[None].to(pick_device()))
+        (answers,) = task.decode(outputs, described, top)
+        used += 1
+        row = {"image": path, "predictions": answers}
+        print(json_module.dumps(row) if json else f"{path}: {task.tell(answers)}", flush=True)
+    if not used:
         raise UserError("none of the images could be read")

@@ -1,4 +1,4 @@
-"""Data sets of Hugging Face: by name from the hub, or local parquet files."""
+"""Data sets of Hugging Face: by name from the hub, local parquet files, or what `save_to_disk` wrote."""
 
 import re
 from dataclasses import dataclass
@@ -8,85 +8,125 @@ from typing import Any
 
 from PIL import Image
 
+from glmix.data.folders import Tree
 from glmix.data.images import decode, read_image
-from glmix.data.samples import SampleSet, number_labels, pick_column, split_word
+from glmix.data.samples import (
+    IMAGE_COLUMNS,
+    LABEL_COLUMNS,
+    DataSet,
+    LeftOut,
+    Several,
+    Source,
+    by_words,
+    number_labels,
+    pick_column,
+    split_word,
+)
 from glmix.errors import UserError, needs
 
 HUB = "hf:"
-LABELS = ("label", "labels", "class", "fine_label", "cls")
 
 
 @dataclass(frozen=True)
-class Table:
+class TablePictures:
     """Images in a column of a `datasets.Dataset`, left encoded there: our decoding knows every mode, and names bad ones."""
 
     name: str
     rows: Any
     column: str
 
-    def read(self, index: int) -> Image.Image:
-        """The image in row `index`, decoded.
+    def __len__(self) -> int:
+        return len(self.rows)
 
-        Raises:
-            BadImage: it cannot be read or decoded.
-        """
+    def __getitem__(self, index: int) -> Image.Image:
         value = self.rows[index][self.column]
         content = value if isinstance(value, dict) else {"bytes": value}
         if content["bytes"] is None and content.get("path"):
             return read_image(content["path"])
         return decode(content["bytes"] or b"", f"{self.name}/{index}")
 
+    def size(self, index: int) -> int:
+        return 0
 
-def scan_hub(source: str) -> tuple[SampleSet, list[str]]:
-    """The labelled images of `hf:OWNER/NAME[:CONFIG]`, a .parquet file or a folder of them, and the split word of each.
 
-    Files are named SPLIT/ROW. Rows without a label are passed over, as many a test set has none.
+def scan_hub(source: str, tree: Tree | None = None) -> DataSet:
+    """The labelled images of `hf:OWNER/NAME[:CONFIG]`, a .parquet file, or a folder of them or of `save_to_disk`.
+
+    Files are named SPLIT/ROW. Rows without a label are passed over, as many a test set has none. `tree` is what lies in
+    a folder.
 
     Raises:
         UserError: it cannot be loaded, or has no column of images or of labels.
     """
     with needs("train"):
         import datasets  # takes a second, and most runs have no use for it
-    if source.startswith(HUB):
-        name, _, config = source.removeprefix(HUB).partition(":")
-        query: dict[str, Any] = {"path": name, "name": config or None}
-        remedy = f"give {HUB}OWNER/NAME[:CONFIG] where there is a network, or a folder of the data set's parquet files"
-    else:
-        query = {"path": "parquet", "data_files": _parquet_files(Path(source))}
-        remedy = "fetch the parquet files again"
-    try:
-        splits = datasets.load_dataset(**query)
-    except Exception as error:  # of the hub's, of arrow's and of several HTTP libraries' kinds
-        reason = " ".join(str(error.__cause__ or error).split())[:300].rstrip(".") or type(error).__name__
-        raise UserError(f"{source}: {reason}; {remedy}") from error
+    left_out = tree.left_out if tree else LeftOut()
+    splits = _load(source, tree)
     features = next(iter(splits.values())).features
     types = {name: str(getattr(feature, "dtype", feature)) for name, feature in features.items()}
     images = [name for name, f in features.items() if isinstance(f, datasets.Image)]
     images += [name for name, kind in types.items() if kind == "binary" or "bytes" in kind]
-    plain = [name for name, kind in types.items() if re.fullmatch(r"u?int\d+|(large_)?string", kind)]
-    label = pick_column(plain, LABELS)
+    plain = [
+        name for name, kind in types.items() if re.fullmatch(r"u?int\d+|float\d*|double|bool|(large_)?string", kind)
+    ]
+    label = pick_column(plain, LABEL_COLUMNS)
     label = label or next((name for name, f in features.items() if isinstance(f, datasets.ClassLabel)), None)
     if not images or label is None:
-        kind = f"numbers or texts named {' or '.join(LABELS)}" if images else "images"
+        kind = "numbers or texts named label or labels or class or fine_label or cls" if images else "images"
         raise UserError(f"{source}: no column of {kind}; found {', '.join(features)}; rename or add it")
-    found = []
+    image = pick_column(images, IMAGE_COLUMNS) or images[0]
+    for name in dict.fromkeys(images):
+        if name != image:
+            left_out.add(f"column of images beside {image}", name)
+    places, files, values, words = [], [], [], []
     for split, rows in splits.items():
-        encoded = rows.select_columns(images[0])
-        if isinstance(features[images[0]], datasets.Image):
-            encoded = encoded.cast_column(images[0], datasets.Image(decode=False))
-        table = Table(f"{source}/{split}", encoded, images[0])
-        found += [(split, table, row, value) for row, value in enumerate(rows[label][:]) if value not in (None, -1)]
-    labels, classes = number_labels([row[3] for row in found], getattr(features[label], "names", None), source)
-    files = [f"{split}/{row}" for split, _, row, _ in found]
-    places = [(table, row) for _, table, row, _ in found]
-    return SampleSet(Path(source), files, labels, classes, places=places), [split_word(row[0]) for row in found]
+        encoded = rows.select_columns(image)
+        if isinstance(features[image], datasets.Image):
+            encoded = encoded.cast_column(image, datasets.Image(decode=False))
+        table = TablePictures(f"{source}/{split}", encoded, image)
+        places += [(table, row) for row in range(len(rows))]
+        files += [f"{split}/{row}" for row in range(len(rows))]
+        values += rows[label][:]
+        words += [split_word(split)] * len(rows)
+    targets, classes = number_labels(values, getattr(features[label], "names", None), source)
+    return by_words(source, Source(files, Several(places), targets, classes), words, left_out)
 
 
-def _parquet_files(source: Path) -> dict[str, list[str]]:
+def is_saved(tree: Tree) -> bool:
+    """Whether a folder is what `save_to_disk` of `datasets` writes."""
+    return "dataset_dict.json" in tree.files or {"dataset_info.json", "state.json"} <= set(tree.files)
+
+
+def _load(source: str, tree: Tree | None) -> dict[str, Any]:
+    """The tables of each split."""
+    import datasets
+
+    path = Path(source)
+    remedy = "fetch or write it again"
+    try:
+        if tree and is_saved(tree):
+            found = datasets.load_from_disk(source)
+            return {"rows": found} if isinstance(found, datasets.Dataset) else dict(found)
+        if source.startswith(HUB):
+            name, _, config = source.removeprefix(HUB).partition(":")
+            remedy = (
+                f"give {HUB}OWNER/NAME[:CONFIG] where there is a network, or a folder of the data set's parquet files"
+            )
+            return datasets.load_dataset(path=name, name=config or None)
+        if not path.exists():
+            raise UserError(f"{source}: no such file")
+        remedy = "fetch the parquet files again"
+        files = [path] if tree is None else [path / name for name in tree.ending_in(".parquet")]
+        return datasets.load_dataset(path="parquet", data_files=_by_split(path, files))
+    except UserError:
+        raise
+    except Exception as error:  # of the hub's, of arrow's and of several HTTP libraries' kinds
+        reason = " ".join(str(error.__cause__ or error).split())[:300].rstrip(".") or type(error).__name__
+        raise UserError(f"{source}: {reason}; {remedy}") from error
+
+
+def _by_split(source: Path, files: list[Path]) -> dict[str, list[str]]:
     """Parquet files of each split, by their names or folders; all are 'rows' where none of them names one."""
-    if not source.exists():
-        raise UserError(f"{source}: no such file")
-    files = sorted(source.rglob("*.parquet")) if source.is_dir() else [source]
     words = [(split_word(str(file.relative_to(source))), escape(str(file))) for file in files]
     splits: dict[str, list[str]] = {}
     for word, file in [pair for pair in words if pair[0]] or words:

@@ -1,52 +1,56 @@
-"""From labelled files to batches: seeded per (seed, epoch, index), so a run can be cut anywhere and repeated exactly."""
+"""From sources to batches: seeded per (seed, epoch, index), so a run can be cut anywhere and repeated exactly."""
 
+import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from glmix.data.images import BadImage
+from glmix.data.samples import Sample, Skipped, Source
 
 TRIES = 1000  # images tried in place of an unusable one: a damaged folder is passed over, vanished data is not walked
 
-
-class Images(Protocol):
-    """Labelled images by index: files (`ImageSet`) or generated ones (`SceneSet`)."""
-
-    @property
-    def labels(self) -> list[int]: ...
-
-    @property
-    def classes(self) -> list[str]: ...
-
-    @property
-    def names(self) -> list[str]: ...
-
-    def __len__(self) -> int: ...
-
-    def read(self, index: int) -> Image.Image: ...
+Item = tuple[Sample | None, list[Skipped]]  # of tensors; None where the image cannot be used
+Transform = Callable[[Sample], Sample]
 
 
 @dataclass
 class Batch:
-    """Images (B, C, H, W), labels (B,), and the names of the files that could not be used, with reasons."""
+    """Images (B, C, H, W), what is to be learned of them, and what could not be used.
+
+    Attributes:
+        images: of the usable samples.
+        targets: of the task's kind, such as class indices (B,): a tensor, or tuples and lists of them.
+        skipped: unusable samples, which are not among the images.
+    """
 
     images: Tensor
-    labels: Tensor
-    skipped: list[str]
+    targets: Any
+    skipped: list[Skipped]
+
+    def __len__(self) -> int:
+        return len(self.images)
 
     def pin_memory(self) -> "Batch":
-        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.skipped)
+        return self._each(lambda tensor: tensor.pin_memory())
 
     def to(self, device: Any, **kwargs: Any) -> "Batch":
-        return Batch(self.images.to(device, **kwargs), self.labels.to(device, **kwargs), self.skipped)
+        return self._each(lambda tensor: tensor.to(device, **kwargs))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        def changed(value: Any) -> Any:
+            if isinstance(value, (tuple, list)):
+                return type(value)(changed(part) for part in value)
+            return change(value)
+
+        return Batch(change(self.images), changed(self.targets), self.skipped)
 
 
 @contextmanager
@@ -66,105 +70,166 @@ def seeded(*key: int) -> Iterator[None]:
 
 
 class Prepared(Dataset):
-    """Images through a transform. Asked with (epoch, index, repeat); randomness depends on these and the seed alone.
+    """A source through a transform. Asked with (epoch, index, repeat); randomness depends on these and the seed alone.
 
-    In training an unusable image is replaced by the next usable one of `TRIES`; in evaluation it is left out. Both are
-    reported.
+    In training an unusable sample is replaced by the next usable one of `TRIES`, image and target alike; in evaluation
+    it is left out. Both are reported.
     """
 
-    def __init__(self, images: Images, transform: Any, seed: int = 0, replace_bad: bool = False) -> None:
-        self.images, self.transform, self.seed, self.replace_bad = images, transform, seed, replace_bad
+    def __init__(self, source: Source, transform: Transform, seed: int = 0, replace_bad: bool = False) -> None:
+        self.source, self.transform, self.seed, self.replace_bad = source, transform, seed, replace_bad
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.source)
 
-    def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor | None, int, list[str]]:
+    def __getitem__(self, key: tuple[int, int, int]) -> Item:
         epoch, index, repeat = key
-        skipped: list[str] = []
+        skipped: list[Skipped] = []
         with seeded(self.seed, epoch, index, repeat):
             for _ in range(min(len(self), TRIES) if self.replace_bad else 1):
                 try:
-                    return self.transform(self.images.read(index)), self.images.labels[index], skipped
+                    return self.transform(self.source.read(index)), skipped
                 except BadImage as error:
-                    skipped.append(str(error))
+                    skipped.append(Skipped(error.name, error.reason))
                     index = (index + 1) % len(self)
-        return None, -1, skipped
+        return None, skipped
 
 
-def collate(samples: list[tuple[Tensor | None, int, list[str]]]) -> Batch:
-    """Stack what is usable."""
-    skipped = [name for *_, names in samples for name in names]
-    usable = [(image, label) for image, label, _ in samples if image is not None]
-    if not usable:
+@dataclass(frozen=True)
+class OfImage:
+    """A transform of a sample's image alone; its target stays."""
+
+    transform: Callable[[Any], Tensor]
+
+    def __call__(self, sample: Sample) -> Sample:
+        return Sample(self.transform(sample.image), sample.target)
+
+
+def stack(items: list[Item]) -> Batch:
+    """A batch of what is usable; the samples' targets are numbers or tensors of one shape, or tuples of such."""
+    skipped = [found for _, names in items for found in names]
+    samples = [sample for sample, _ in items if sample is not None]
+    if not samples:
         return Batch(torch.empty(0, 3, 1, 1), torch.empty(0, dtype=torch.long), skipped)
-    return Batch(torch.stack([image for image, _ in usable]), torch.tensor([label for _, label in usable]), skipped)
+    return Batch(torch.stack([s.image for s in samples]), _stacked([s.target for s in samples]), skipped)
+
+
+def _stacked(targets: list[Any]) -> Any:
+    if isinstance(targets[0], tuple):
+        return tuple(_stacked(list(parts)) for parts in zip(*targets, strict=True))
+    return torch.stack(targets) if isinstance(targets[0], Tensor) else torch.tensor(targets)
 
 
 class EpochOrder(Sampler):
-    """(epoch, index, repeat) keys, in an order fixed by (seed, epoch), for one of `replicas` processes.
+    """(epoch, index, repeat) keys, in an order fixed by (seed, epoch), for one of `processes`.
 
-    Processes take whole batches of `block` keys in turn, so several processes see the same micro-batches as one that
-    accumulates their gradients. When shuffled, what does not fill a batch for every process is left out of the epoch.
-    `repeats` above 1 is repeated augmentation (Hoffer et al., 2020): every image comes that often, with other
-    randomness, and the epoch is cut to its usual length.
+    The one place that counts batches and steps. When shuffled (training), an epoch is whole optimiser steps: what does
+    not fill `accumulate` batches of every process is left out of it, other images each time. Processes take whole
+    batches in turn, so several processes see the same micro-batches as one that accumulates their gradients. `repeats`
+    above 1 is repeated augmentation (Hoffer et al., 2020): every image comes that often, with other randomness, and the
+    epoch is cut to its usual length.
+
+    Unshuffled (evaluation), all images come once, in one fixed mixed order: data is sorted by class, and any beginning
+    of it, such as the first batch or `limit` images, is to stand for the whole.
+
+    Args:
+        length: number of images.
+        batch_size: images of a batch, of one process.
+        shuffle: for training.
+        seed: of the order.
+        rank, processes: which of how many processes this is.
+        repeats: see above.
+        accumulate: batches of an optimiser step.
+        limit: batches of an epoch at most, of one process; 0 for all.
+
+    Attributes:
+        batches: of an epoch, of this process.
+        steps: of the optimiser, in an epoch.
     """
 
     def __init__(
         self,
         length: int,
-        shuffle: bool,
+        batch_size: int = 1,
+        shuffle: bool = False,
         seed: int = 0,
         rank: int = 0,
-        replicas: int = 1,
+        processes: int = 1,
         repeats: int = 1,
-        block: int = 1,
+        accumulate: int = 1,
+        limit: int = 0,
     ) -> None:
-        self.length, self.shuffle, self.seed, self.rank = length, shuffle, seed, rank
-        self.replicas, self.repeats, self.block = replicas, repeats, block
+        self.length, self.batch_size, self.shuffle, self.seed = length, batch_size, shuffle, seed
+        self.rank, self.processes, self.repeats, self.accumulate, self.limit = (
+            rank,
+            processes,
+            repeats,
+            accumulate,
+            limit,
+        )
         self.epoch = self.skip = 0
+        if shuffle:
+            batches = length // (batch_size * processes)
+            self.steps = (min(batches, limit) if limit else batches) // accumulate
+            self.batches = self.steps * accumulate
+        else:
+            self.steps = 0
+            self.batches = -(-len(self) // batch_size)
+
+    @property
+    def step_size(self) -> int:
+        """Images of an optimiser step, of all processes."""
+        return self.batch_size * self.processes * self.accumulate
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def resume_at(self, epoch: int, skip: int) -> None:
-        """Go on within `epoch`, the first `skip` keys of this process left out once."""
-        self.epoch, self.skip = epoch, skip
+    def resume_at(self, epoch: int, images: int) -> int:
+        """Go on within `epoch`, of which all processes together have done `images`; those are left out once.
+
+        A step that is only partly done, as processes or batches were others then, is done again: no image is missed.
+
+        Returns:
+            The batches of this process that are done.
+        """
+        steps = images // self.step_size
+        self.epoch, self.skip = epoch, steps * self.accumulate * self.batch_size
+        return steps * self.accumulate
 
     def __len__(self) -> int:
         if self.shuffle:
-            return self.length // (self.block * self.replicas) * self.block
-        return len(range(self.rank, self.length, self.replicas))
+            return self.batches * self.batch_size
+        mine = len(range(self.rank, self.length, self.processes))
+        return min(mine, self.limit * self.batch_size) if self.limit else mine
 
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
         if self.shuffle:
             order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
             keys = np.stack([np.repeat(order, self.repeats), np.tile(np.arange(self.repeats), self.length)], 1)
-            keys = (
-                keys[: len(self) * self.replicas].reshape(-1, self.replicas, self.block, 2)[:, self.rank].reshape(-1, 2)
-            )
+            keys = keys[: len(self) * self.processes].reshape(-1, self.processes, self.batch_size, 2)
+            keys = keys[:, self.rank].reshape(-1, 2)
         else:
-            order = np.arange(self.rank, self.length, self.replicas)
-            keys = np.stack([order, np.zeros_like(order)], 1)
+            order = np.random.default_rng(self.seed).permutation(self.length)[self.rank :: self.processes]
+            keys = np.stack([order, np.zeros_like(order)], 1)[: len(self)]
         skip, self.skip = self.skip, 0
         return iter([(self.epoch, index, repeat) for index, repeat in keys[skip:].tolist()])
 
 
+def default_workers() -> int:
+    """Processes that load images: half of the cores, at most 8."""
+    return min(8, max(1, (os.cpu_count() or 1) // 2))
+
+
 def make_loader(
-    dataset: Prepared,
-    order: EpochOrder,
-    batch_size: int,
-    workers: int,
-    drop_last: bool = False,
-    gather: Callable[[list[Any]], Batch] = collate,
+    prepared: Prepared, order: EpochOrder, workers: int, collate: Callable[[list[Item]], Batch] = stack
 ) -> DataLoader:
-    """Batches of `dataset` in `order`."""
+    """Batches of `prepared` in `order`."""
     return DataLoader(
-        dataset,
-        batch_size,
+        prepared,
+        order.batch_size,
         sampler=order,
         num_workers=workers,
-        collate_fn=gather,
-        drop_last=drop_last,
+        collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
     )

@@ -13,6 +13,7 @@ from torchvision.transforms import Compose, Grayscale, Normalize
 from torchvision.transforms import functional as TF
 
 from glmix.errors import UserError
+from glmix.ranges import NonNegativeFloat, Share, ShareAboveZero
 
 POLICIES = ("rand", "augmix", "original", "originalr", "v0", "v0r", "3a")  # of timm, by the word they begin with
 LEAST_SIDE = 32  # pixels: the network's stride
@@ -45,17 +46,20 @@ class Preparation:
         known: dict[str, Any] = {}
         if "input_size" in config:
             channels, *size = config["input_size"]
-            known = {"channels": channels, "size": tuple(size)}
-        known |= {k: tuple(config[k]) for k in ("mean", "std") if k in config}
-        known |= {"interpolation": config["interpolation"]} if "interpolation" in config else {}
-        known |= {"crop": config["crop_pct"]} if "crop_pct" in config else {}
-        known |= {"resize": "squash"} if config.get("crop_mode") == "squash" else {}
+            known.update(channels=channels, size=tuple(size))
+        known.update({k: tuple(config[k]) for k in ("mean", "std") if k in config})
+        for key, name in (("interpolation", "interpolation"), ("crop_pct", "crop"), ("crop_mode", "resize")):
+            if key in config:
+                known[name] = config[key]
+        if known.get("resize") not in ("squash", "crop"):  # of timm's modes: the middle, unless all is squashed
+            known.pop("resize", None)
         return cls(**known)
 
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> "Preparation":
         """From `asdict` of one, as a header holds it."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()})
+        known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+        return cls(**known)
 
     def asdict(self) -> dict[str, Any]:
         """As plain data."""
@@ -122,17 +126,15 @@ class Augmentation:
         random_erasing: probability that a rectangle is erased.
     """
 
-    crop_scale: float = 0.25
-    hflip: float = 0.5
-    color_jitter: float = 0.0
+    crop_scale: ShareAboveZero = 0.25
+    hflip: Share = 0.5
+    color_jitter: NonNegativeFloat = 0.0
     auto_augment: str | None = None
     random_interpolation: bool = False
-    random_erasing: float = 0.0
+    random_erasing: Share = 0.0
 
 
-def training_transform(
-    augmentation: Augmentation, side: int, preparation: Preparation, separate: bool = False
-) -> Any:
+def training_transform(augmentation: Augmentation, side: int, preparation: Preparation, separate: bool = False) -> Any:
     """Random crop, flip and the augmentations asked for, then normalise; `separate` gives the three steps of timm's.
 
     Raises:

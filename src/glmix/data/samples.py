@@ -1,73 +1,390 @@
-"""What shards, tables and the hub's data sets share: labels to class indices, names of splits, and images by place."""
+"""What every data set is to this package: sources of samples, by number, and the splits they fall into."""
 
+import hashlib
+import math
 import re
+import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
+from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
+from timm.data import ImageNetInfo
 
-from glmix.data.images import SPLITS, ImageSet
 from glmix.errors import UserError
 
-Label = int | str
+# Words for each split; where several mean validation, the first is taken.
+SPLITS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev", "eval", "evaluation", "test", "testing"),
+}
+SPLIT_WORDS = {word for words in SPLITS.values() for word in words}
+FILLERS = {"set", "data", "dataset", "split", "images", "image", "imgs", "img", "photos"}  # beside a split's word
+IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo")
+LABEL_COLUMNS = ("label", "labels", "class", "finelabel", "cls", "classname", "labelname", "category", "target")
 
 
-class Reader(Protocol):
-    """One shard, or one table."""
+class Skipped(NamedTuple):
+    """Something of the data that is not used: its name, and why."""
 
-    def read(self, index: int) -> Image.Image: ...
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class SampleSet(ImageSet):
-    """Labelled images that lie in several places; `places` are each one's reader and index there."""
+class LeftOut:
+    """Collects what is not used: counted by reason, and only the first few named, however many there are."""
 
-    places: Sequence[tuple[Reader, int]]
+    NAMED, REASONS = 3, 20
 
-    def read(self, index: int) -> Image.Image:
-        """The image at `index`, decoded.
+    def __init__(self) -> None:
+        self._names: dict[str, list[str]] = {}
+        self._counts: dict[str, int] = defaultdict(int)
+
+    def add(self, reason: str, name: str, count: int = 1) -> None:
+        if reason not in self._counts and len(self._counts) >= self.REASONS:
+            reason = "left out for other reasons"
+        self._counts[reason] += count
+        names = self._names.setdefault(reason, [])
+        if len(names) < self.NAMED:
+            names.append(name)
+
+    def listed(self) -> list[Skipped]:
+        """One entry for each reason."""
+        more = {reason: count - len(self._names[reason]) for reason, count in self._counts.items()}
+        return [
+            Skipped(", ".join(names) + (f" and {more[reason]} more" if more[reason] > 0 else ""), reason)
+            for reason, names in self._names.items()
+        ]
+
+
+class Sample(NamedTuple):
+    """An image, and what is to be learned of it: a class index, boxes and masks, a map; as the data's source has it."""
+
+    image: Any  # PIL, and a tensor after a transform
+    target: Any
+
+
+class Pictures(Protocol):
+    """Images by number, decoded to RGB when they are asked for.
+
+    `pictures[i]` raises BadImage where image i cannot be used.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Image.Image: ...
+
+    def size(self, index: int) -> int:
+        """Bytes of the file (or of what stands for it; 0 where that is not to be had, -1 where nothing is there)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Some of a sequence, by number; read when they are asked for."""
+
+    of: Any
+    indices: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.of[self.indices[index]]
+
+    def size(self, index: int) -> int:
+        return self.of.size(self.indices[index])
+
+    def take(self, indices: Sequence[int]) -> "Taken":
+        return Taken(self.of, [self.indices[i] for i in indices])
+
+
+@dataclass(frozen=True)
+class Several:
+    """Images that lie in several pictures, such as shards: `places` are each one's pictures and index there."""
+
+    places: Sequence[tuple[Pictures, int]]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        pictures, place = self.places[index]
+        return pictures[place]
+
+    def size(self, index: int) -> int:
+        pictures, place = self.places[index]
+        return pictures.size(place)
+
+
+def taken(sequence: Any, indices: Sequence[int]) -> Any:
+    """Only what is at `indices`: of a list at once, of anything else when it is asked for."""
+    if isinstance(sequence, list):
+        return [sequence[i] for i in indices]
+    return sequence.take(indices) if isinstance(sequence, Taken) else Taken(sequence, indices)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images with a target each, by number.
+
+    Attributes:
+        files: a name of each in the data set, such as 'train/cat/1.jpg'; the same wherever the data lies.
+        pictures: the images.
+        targets: what is to be learned of each; a list of class indices, or what reads others when it is asked.
+        classes: class labels (folder names, for instance), in the order of their indices.
+    """
+
+    files: list[str]
+    pictures: Pictures
+    targets: Any  # a sequence; what is no list need only have a length and items by number
+    classes: list[str]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @property
+    def names(self) -> list[str]:
+        """Class names for people."""
+        return readable_names(self.classes)
+
+    def read(self, index: int) -> Sample:
+        """The sample at `index`.
 
         Raises:
-            BadImage: it cannot be read or decoded.
+            BadImage: image or target cannot be used.
         """
-        reader, place = self.places[index]
-        return reader.read(place)
+        return Sample(self.pictures[index], self.targets[index])
 
-    def take(self, indices: list[int]) -> "SampleSet":
-        """The set of only the images at `indices`."""
-        files, labels = [self.files[i] for i in indices], [self.labels[i] for i in indices]
-        return replace(self, files=files, labels=labels, places=[self.places[i] for i in indices])
+    def take(self, indices: Sequence[int]) -> "Source":
+        """The source of only the samples at `indices`."""
+        parts = {name: taken(getattr(self, name), indices) for name in ("files", "pictures", "targets")}
+        return replace(self, **parts)
+
+    def digest(self) -> str:
+        """A hash of which samples these are: names, sizes, classes and order, wherever they lie."""
+        result = hashlib.sha256()
+        for i, name in enumerate(self.files):
+            kind = self.classes[self.targets[i]] if isinstance(self.targets, list) else ""
+            result.update(f"{name}\t{self.pictures.size(i)}\t{kind}\n".encode(errors="surrogateescape"))
+        return result.hexdigest()
+
+    def fingerprints(self, sizes: bool = False) -> list[int]:
+        """64 bits for each sample, of its class and its file's name below the class: what splits are made by.
+
+        They stay when other samples come or go, or when the class folders lie below another folder. With `sizes` they
+        are of the file's size too, and tell samples of other data that have the same names.
+        """
+        result = []
+        for i, name in enumerate(self.files):
+            label = self.classes[self.targets[i]]
+            _, folder, below = f"/{name}".partition(f"/{label}/")
+            text = f"{label}/{below if folder else name}" + (f"\t{self.pictures.size(i)}" if sizes else "")
+            result.append(int.from_bytes(hashlib.sha256(text.encode(errors="surrogateescape")).digest()[:8], "big"))
+        return result
 
 
-def number_labels(labels: Sequence[Label], classes: list[str] | None, source: str) -> tuple[list[int], list[str]]:
-    """Class index of each label, and the classes' names.
+@dataclass(frozen=True)
+class DataSet:
+    """All that a name of data stands for, read through once.
+
+    Attributes:
+        origin: the name, as it was given.
+        whole: all samples.
+        named: indices of the splits that the data itself names, 'train' and 'val'; empty where it names neither or
+            one alone, which is then the whole. One of them where others lie beside it of which nobody knows what they
+            are.
+        left_out: what lies in it and is not used, with reasons.
+    """
+
+    origin: str
+    whole: Source
+    named: dict[str, list[int]] = field(default_factory=dict)
+    left_out: list[Skipped] = field(default_factory=list)
+
+    @property
+    def made(self) -> bool:
+        """Whether the splits are made, a tenth of each class for validation, because the data names none."""
+        return not self.named
+
+    def split(self, split: str) -> Source:
+        """The samples for `split` 'train' or 'val'.
+
+        Raises:
+            UserError: the data has no such split, no images, or a single class.
+        """
+        if not self.named:
+            source = self.whole.take(made_split(self.whole, split))
+            if len(self.whole) and not len(source):
+                raise UserError(
+                    f"{self.origin}: one image a class, which leaves none for {split}; add images, or a split"
+                )
+        elif split in self.named:
+            source = self.whole.take(self.named[split])
+        else:
+            raise UserError(
+                f"{self.origin}: no {split}/ folder beside {', '.join(self.named)}/; add one, "
+                "or give a folder of class folders alone"
+            )
+        return self._checked(source, split, 2)
+
+    def evaluation(self) -> Source:
+        """The samples to evaluate on: the validation split that the data names, else all.
+
+        Raises:
+            UserError: no images.
+        """
+        named = self.named.get("val") or self.named.get("train")
+        return self._checked(self.whole.take(named) if named else self.whole, "val", 1)
+
+    def held_out(self, fingerprints: set[int]) -> Source | None:
+        """The samples of these fingerprints, of sizes too; None where fewer than half are there: it is other data."""
+        there = self.whole.fingerprints(sizes=True)
+        if not fingerprints or 2 * len(fingerprints.intersection(there)) < len(fingerprints):
+            return None
+        return self.whole.take([i for i, value in enumerate(there) if value in fingerprints])
+
+    def _checked(self, source: Source, split: str, least_classes: int) -> Source:
+        if not len(source):
+            found = f"; left out {self.left_out[0]}" if self.left_out else ""
+            raise UserError(
+                f"{self.origin}: no images for {split}; expected class folders with .jpg, .png, .webp … files in them"
+                + found
+            )
+        if len(source.classes) < least_classes:
+            raise UserError(f"{self.origin}: a single class ({source.classes[0]}); a classifier needs at least two")
+        return source
+
+
+def made_split(source: Source, split: str) -> list[int]:
+    """Indices of 'train' or 'val' where the data has no splits: a tenth of each class, chosen by the names alone.
+
+    Of each class that has two samples at least one is held out, of one that has a single one none. Samples of one name
+    stay together.
+    """
+    prints = source.fingerprints()
+    by_class: dict[int, set[int]] = defaultdict(set)
+    for i, value in enumerate(prints):
+        by_class[source.targets[i]].add(value)
+    held: set[int] = set()
+    for values in by_class.values():
+        held.update(sorted(values)[: max(1, round(len(values) / 10)) if len(values) > 1 else 0])
+    return [i for i, value in enumerate(prints) if (value in held) == (split == "val")]
+
+
+def by_words(origin: str, whole: Source, words: Sequence[str], left_out: LeftOut) -> DataSet:
+    """The data set whose samples have these split words ("" for none), without those of target -1, which have no label.
+
+    One split alone is the whole.
+    """
+    labelled = [i for i in range(len(whole)) if whole.targets[i] >= 0]
+    if len(labelled) < len(whole):
+        for i in set(range(len(whole))) - set(labelled):
+            left_out.add("without a label", whole.files[i])
+        whole, words = whole.take(labelled), [words[i] for i in labelled]
+    named = find_splits(words)
+    if not named:
+        return DataSet(origin, whole, {}, left_out.listed())
+    used = set().union(*named.values())
+    for i, name in enumerate(whole.files):
+        if i not in used:
+            left_out.add(f"of no split that is used, beside {' and '.join(named)}", name)
+    if len(named) == 1:
+        return DataSet(origin, whole.take(*named.values()), {}, left_out.listed())
+    return DataSet(origin, whole, named, left_out.listed())
+
+
+def one_form(text: str) -> str:
+    """The one Unicode form in which names are compared: systems write letters with accents in two."""
+    return unicodedata.normalize("NFC", text)
+
+
+def label_of(value: Any) -> int | str | None:
+    """A label as a whole number, whatever its type (2.0, "2", True), or as a name; None for none, also below 0.
+
+    A text with leading zeros is a name.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(value, str):
+        text = one_form(value.strip())
+        if not re.fullmatch(r"-?(0|[1-9]\d*)(\.0+)?", text):
+            return text or None
+        value = int(text.partition(".")[0])
+    elif isinstance(value, Real) and not isinstance(value, Integral) and math.isnan(value):
+        return None
+    if value is None:
+        return None
+    number = float(value) if isinstance(value, Real) else 0.5
+    if not number.is_integer():
+        raise ValueError(f"{value!r} is neither a whole number nor a name")
+    return int(value) if number >= 0 else None
+
+
+def number_labels(labels: Sequence[Any], classes: list[str] | None, source: str) -> tuple[list[int], list[str]]:
+    """Class index of each label, -1 where there is none, and the classes' names.
 
     Args:
-        labels: names, or numbers.
+        labels: names, or numbers of any type, by the rule of `label_of`.
         classes: the known names, which numbers count from 0; without them each different label is a class, numbers in
             their order before texts in theirs.
         source: what to name in errors.
 
     Raises:
-        UserError: a label that is none of `classes`.
+        UserError: a label that is none of `classes`, or no label at all.
     """
+    try:
+        ours = [label_of(label) for label in labels]
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"{source}: a label that is none ({error}); correct it, or give another column") from error
+    found = {label for label in ours if label is not None}
+    if found and all(isinstance(label, str) and label.lower() in ("false", "true") for label in found):
+        ours = [None if label is None else int(str(label).lower() == "true") for label in ours]
+        found = {label for label in ours if label is not None}
     if classes is None:
-        found = sorted(set(labels), key=lambda label: (isinstance(label, str), label))
-        index = {label: i for i, label in enumerate(found)}
-        classes = [str(label) for label in found]
+        ordered = sorted(found, key=lambda label: (isinstance(label, str), label))
+        index = {label: i for i, label in enumerate(ordered)}
+        classes = [str(label) for label in ordered]
     else:
-        index = {name: i for i, name in enumerate(classes)} | {i: i for i in range(len(classes))}
-    unknown = next((label for label in labels if label not in index), None)
+        classes = [one_form(name) for name in classes]
+        index = {i: i for i in range(len(classes))} | {name: i for i, name in enumerate(classes)}
+        index |= {text: int(text) for text in found - set(index) if str(text).isdecimal() and int(text) in index}
+    unknown = next((label for label in found if label not in index), None)
     if unknown is not None:
         raise UserError(f"{source}: label {unknown!r} is none of the {len(classes)} classes listed; correct the list")
-    return [index[label] for label in labels], classes
+    return [-1 if label is None else index[label] for label in ours], classes
+
+
+def readable_names(classes: list[str]) -> list[str]:
+    """Class labels for people: ImageNet's synset ids become their first lemma, underscores become spaces."""
+    if any(len(c) == 9 and c[0] == "n" and c[1:].isdigit() for c in classes):
+        info = ImageNetInfo("imagenet-22k")
+        known = set(info.label_names())
+        return [info.label_name_to_description(c).split(",")[0] if c in known else c for c in classes]
+    return [c.replace("_", " ") for c in classes]
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a path or name, in small letters: "ImageNet_trainSet2" has image, net, train and set."""
+    words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", text)]
+    return [w.removesuffix("set") if w.removesuffix("set") in SPLIT_WORDS else w for w in words]
 
 
 def split_word(text: str) -> str:
     """The last word in a path or name that means a split, as "val" in "shards/in1k-val-003.tar"; "" if none does."""
-    known = {name for names in SPLITS.values() for name in names}
-    return next((word for word in reversed(re.findall("[a-z]+", text.lower())) if word in known), "")
+    return next((word for word in reversed(words_of(text)) if word in SPLIT_WORDS), "")
+
+
+def plain_split(text: str) -> str:
+    """The word of a name that says nothing else than a split, as "train" in "Train_Set"; "" of any other name."""
+    words = [word for word in words_of(text) if word not in FILLERS]
+    return words[0] if len(words) == 1 and words[0] in SPLIT_WORDS else ""
 
 
 def find_splits(words: Sequence[str]) -> dict[str, list[int]]:
@@ -81,6 +398,6 @@ def find_splits(words: Sequence[str]) -> dict[str, list[int]]:
 
 
 def pick_column(columns: Iterable[str], names: Sequence[str]) -> str | None:
-    """The column called by the first of `names` that any is called by, in capitals or not."""
-    lower = {column.lower(): column for column in columns}
-    return next((lower[name] for name in names if name in lower), None)
+    """The column called by the first of `names` that any is called by; capitals, spaces and dashes do not count."""
+    plain = {re.sub(r"[\W_]+", "", column.lower()): column for column in columns}
+    return next((plain[name] for name in names if name in plain), None)

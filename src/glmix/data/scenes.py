@@ -15,6 +15,11 @@ import numpy as np
 from numpy import ndarray
 from PIL import Image
 
+from glmix.data.samples import DataSet, Several, Source
+from glmix.errors import UserError
+from glmix.files import written_whole
+
+SCENES = "scenes"  # what --data calls them
 MAIN = 0.36, 0.52  # root of an object's area, in sides of the image
 SMALL = 0.11, 0.16
 OFFSET = 0.1  # how far from the middle the main object's centre can be, in sides, along each axis
@@ -191,51 +196,69 @@ def _box(mask: ndarray) -> ndarray:
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
 
 
+@dataclass(frozen=True)
 class SceneSet:
-    """`count` scenes of `seed`, `size` pixels a side, as `glmix.data.loading.Images`; drawn anew at each reading.
+    """The images of `count` scenes of `seed`, `side` pixels a side; drawn anew whenever one is asked for."""
 
-    Attributes:
-        files: a name for each scene.
-        labels: class index of each scene.
-        classes: `CLASSES`.
-    """
-
-    def __init__(self, count: int, seed: int = 0, size: int = 96) -> None:
-        self.seed, self.size = seed, size
-        self.files = [f"scene-{index:06d}" for index in range(count)]
-        self.labels = [scene_label(seed, index) for index in range(count)]
-        self.classes = list(CLASSES)
+    count: int
+    seed: int = 0
+    side: int = 96
 
     def __len__(self) -> int:
-        return len(self.files)
+        return self.count
 
-    @property
-    def names(self) -> list[str]:
-        """Class names for people."""
-        return self.classes
+    def __getitem__(self, index: int) -> Image.Image:
+        return Image.fromarray(self.scene(index).image)
+
+    def size(self, index: int) -> int:
+        """Pixels a side, which stand for bytes."""
+        return self.side
 
     def scene(self, index: int) -> Scene:
         """The scene at `index`, with boxes and masks."""
-        return make_scene(self.seed, index, self.size)
+        return make_scene(self.seed, index, self.side)
 
-    def read(self, index: int) -> Image.Image:
-        """The RGB image at `index`."""
-        return Image.fromarray(self.scene(index).image)
+    def source(self) -> "SceneSource":
+        """The images with the main object's class."""
+        files = [f"scene-{index:06d}" for index in range(self.count)]
+        return SceneSource(files, self, [scene_label(self.seed, index) for index in range(self.count)], list(CLASSES))
 
 
-def scene_split(split: str, count: int | None = None, size: int = 96) -> SceneSet:
+class SceneSource(Source):
+    """Generated scenes with the main object's class; `pictures` draws them."""
+
+    pictures: SceneSet
+
+
+def scene_split(split: str, count: int | None = None, size: int = 96) -> SceneSource:
     """The scenes for `split` 'train' or 'val', which share none; 4000 and 800 where `count` is None."""
     seed, usual = SPLITS[split]
-    return SceneSet(usual if count is None else count, seed, size)
+    return SceneSet(usual if count is None else count, seed, size).source()
+
+
+def scan_scenes() -> DataSet:
+    """The scenes of both splits."""
+    train, val = (scene_split(split) for split in SPLITS)
+    places = [(source.pictures, i) for source in (train, val) for i in range(len(source))]
+    whole = Source(train.files + val.files, Several(places), [*train.targets, *val.targets], list(CLASSES))
+    named = {"train": list(range(len(train))), "val": list(range(len(train), len(whole)))}
+    return DataSet(SCENES, whole, named)
 
 
 def write_scenes(out: Path, count: int, seed: int = 0, size: int = 96) -> list[Path]:
     """Write scenes as PNG files in class folders, and `annotations.json` beside those, in COCO's form for instances.
 
     Masks are uncompressed RLE, and an annotation's category is 1 + index in `CLASSES`. Returns the images' paths.
+
+    Raises:
+        UserError: the folder holds other files, which would be taken for scenes or classes.
     """
     scenes = SceneSet(count, seed, size)
-    names = [f"{CLASSES[label]}/{file}.png" for label, file in zip(scenes.labels, scenes.files, strict=True)]
+    source = scenes.source()
+    names = [f"{CLASSES[label]}/{file}.png" for label, file in zip(source.targets, source.files, strict=True)]
+    others = {str(p.relative_to(out)) for p in out.rglob("*") if not p.is_dir()} - {*names, "annotations.json"}
+    if others:
+        raise UserError(f"{out}: already holds other files (such as {min(others)}); give a new or an empty folder")
     annotations: list[dict[str, Any]] = []
     for index, name in enumerate(names):
         scene = scenes.scene(index)
@@ -256,9 +279,8 @@ def write_scenes(out: Path, count: int, seed: int = 0, size: int = 96) -> list[P
             )
     images = [{"id": i, "file_name": name, "width": size, "height": size} for i, name in enumerate(names)]
     categories = [{"id": kind + 1, "name": name} for kind, name in enumerate(CLASSES)]
-    (out / "annotations.json").write_text(
-        json.dumps({"images": images, "annotations": annotations, "categories": categories})
-    )
+    with written_whole(out / "annotations.json", "w", encoding="utf-8") as file:
+        json.dump({"images": images, "annotations": annotations, "categories": categories}, file)
     return [out / name for name in names]
 
 

@@ -7,38 +7,54 @@ written beside them.
 """
 
 import glob
+import io
 import json
 import os
 import re
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from itertools import groupby
 from pathlib import Path
 
-from glmix.data.images import SUFFIXES, ImageSet
-from glmix.data.samples import Label, SampleSet, number_labels, split_word
+from glmix.data.folders import TarPictures, Tree, is_rubbish
+from glmix.data.images import OTHERS, READABLE, is_image
+from glmix.data.samples import DataSet, LeftOut, Several, Source, by_words, label_of, number_labels, split_word
 from glmix.errors import UserError
 
 Member = tarfile.TarInfo
 
 
-def scan_shards(source: str) -> tuple[SampleSet, list[str]]:
-    """The labelled images of a folder of shards, a pattern or one shard, and the split word of each.
+class Shard(TarPictures):
+    """The images of a shard; in digests they count by their names alone."""
+
+    def size(self, index: int) -> int:
+        return 0
+
+
+def scan_shards(source: str, tree: Tree | None = None) -> DataSet:
+    """The labelled images of a folder of shards (`tree` is what lies in it), a pattern or one shard.
 
     Classes are the lines of `classes.txt` beside the shards; without it the labels: texts, or numbers. Samples without
-    an image or a label are passed over.
+    an image or a label are passed over. Files are named as in the shard, and by the shard too where a split has two of one name.
 
     Raises:
         UserError: no such shards, one that cannot be read, or no labels in any.
     """
     root = Path(source)
-    found = [str(path) for path in sorted(root.rglob("*.tar")) if path.is_file()]
-    paths = found if root.is_dir() else find_shards(source)
-    shards = [_index(path, Path(path).stat().st_mtime_ns) for path in paths]
-    places = [(shard, i) for shard, _ in shards for i in range(len(shard))]
-    if not places:
+    tars = tree.ending_in(".tar") if tree else []
+    paths = [str(root / name) for name in sorted(tars, key=lambda name: name.split("/"))] or find_shards(source)
+    left_out = tree.left_out if tree else LeftOut()
+    base = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+    shards, labels, words, files = [], [], [], []
+    for path in paths:
+        shard, found = _index(path, left_out)
+        name = os.path.relpath(path, base)
+        shards.append(shard)
+        labels += found
+        words += [split_word(name)] * len(shard)
+        files += [(name, file) for file in shard.paths]
+    if not files:
         raise UserError(f"{source}: no labelled images; samples are KEY.jpg (or png, webp …) and KEY.cls or KEY.json")
     lists = [folder / "classes.txt" for folder in (root, Path(paths[0]).parent)]
     listed = next((file for file in lists if file.is_file()), None)
@@ -47,17 +63,21 @@ def scan_shards(source: str) -> tuple[SampleSet, list[str]]:
         if listed
         else None
     )
-    labels, classes = number_labels([label for _, labels in shards for label in labels], names, str(listed))
-    base = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
-    words = [split_word(os.path.relpath(path, base)) for path in paths]
-    words = [word for word, (shard, _) in zip(words, shards, strict=True) for _ in range(len(shard))]
-    return SampleSet(root, [shard.files[i] for shard, i in places], labels, classes, places=places), words
+    targets, classes = number_labels(labels, names, str(listed or source))
+    alike = len({(word, file) for word, (_, file) in zip(words, files, strict=True)}) < len(files)
+    whole = Source(
+        ["/".join(parts) if alike else parts[1] for parts in files],
+        Several([(shard, i) for shard in shards for i in range(len(shard))]),
+        targets,
+        classes,
+    )
+    return by_words(source, whole, words, left_out)
 
 
 def is_shard(path: str) -> bool:
     """Whether a tar's first image has its label beside it and lies in no folder, which could be its class."""
     with _open(path) as tar:
-        image, label = next(_samples(tar), (None, None))
+        image, label = next((pair for pair in _samples(tar) if pair[0]), (None, None))
         return image is not None and label is not None and "/" not in image.name.removeprefix("./")
 
 
@@ -91,25 +111,42 @@ def _open(path: str) -> Iterator[tarfile.TarFile]:
         raise UserError(f"{path}: {reason}") from error
 
 
-@cache  # a command asks for the splits one by one
-def _index(path: str, changed: int) -> tuple[ImageSet, list[Label]]:
-    """The labelled images of a shard, and their labels; read anew where the file has `changed` since."""
-    found = []
+def _index(path: str, left_out: LeftOut) -> tuple[Shard, list[int | str]]:
+    """The labelled images of a shard, and their labels."""
+    found, labels = [], []
     with _open(path) as tar:
         for image, described in _samples(tar):
-            if described and (label := _label(tar, described, path)) is not None:
-                found.append((image.name, (image.offset_data, image.size), label))
-    return ImageSet(Path(path), [row[0] for row in found], [], [], [row[1] for row in found]), [row[2] for row in found]
+            label = _label(tar, described, path) if image and described else None
+            if image and label is not None:
+                found.append(image)
+                labels.append(label)
+            elif image:
+                left_out.add("sample without a label", f"{path}/{image.name}")
+            elif described:
+                left_out.add("sample without an image that can be read", f"{path}/{described.name}")
+    return Shard(Path(path), [m.name for m in found], [(m.offset_data, m.size) for m in found]), labels
 
 
-def _samples(tar: tarfile.TarFile) -> Iterator[tuple[Member, Member | None]]:
+def _samples(tar: tarfile.TarFile) -> Iterator[tuple[Member | None, Member | None]]:
     """Image and label file of each sample."""
-    named = ((*_key_and_suffix(member.name), member) for member in tar if member.isfile())
+    named = (
+        (*_key_and_suffix(member.name), member)
+        for member in tar
+        if member.isfile() and not is_rubbish(member.name.removeprefix("./"))
+    )
     for _, members in groupby(named, key=lambda part: part[0]):
         parts = {suffix: member for _, suffix, member in members}
-        image = next((member for suffix, member in parts.items() if suffix in SUFFIXES), None)
-        if image:
-            yield image, parts.get(".cls", parts.get(".json"))
+        image = next((member for suffix, member in parts.items() if suffix in READABLE), None)
+        image = image or next((m for suffix, m in parts.items() if _image_within(tar, suffix, m)), None)
+        yield image, parts.get(".cls", parts.get(".json"))
+
+
+def _image_within(tar: tarfile.TarFile, suffix: str, member: Member) -> bool:
+    """Whether a file of an ending that says nothing is an image."""
+    if suffix.count(".") > 1 or suffix in OTHERS:  # "seg.png" is something else than the image
+        return False
+    file = tar.extractfile(member)
+    return file is not None and is_image(suffix, lambda: io.BytesIO(file.read()))
 
 
 def _key_and_suffix(name: str) -> tuple[str, str]:
@@ -119,19 +156,14 @@ def _key_and_suffix(name: str) -> tuple[str, str]:
     return folder + slash + key, dot + suffix.lower()
 
 
-def _label(tar: tarfile.TarFile, member: Member, path: str) -> Label | None:
+def _label(tar: tarfile.TarFile, member: Member, path: str) -> int | str | None:
     """The label that a file of a sample holds; None if a JSON has none, or a number below 0 says that there is none."""
     file = tar.extractfile(member)
     try:
-        text = file.read().decode().strip() if file else ""
+        value = file.read().decode() if file else ""
         if member.name.lower().endswith(".json"):
-            record = json.loads(text)
+            record = json.loads(value)
             value = record.get("label", record.get("cls"))
-            if not isinstance(value, str | int | None):
-                raise ValueError(f"{value!r} is neither a number nor a name")
-            text = "" if value is None else str(value).strip()
-    except (ValueError, AttributeError) as error:
+        return label_of(value)
+    except (ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}/{member.name}: holds no label ({error}); write the shard again") from error
-    if re.fullmatch(r"-?\d+", text):
-        return int(text) if int(text) >= 0 else None
-    return text or None

@@ -1,5 +1,6 @@
 """What a file of weights says beside its tensors: all that is needed to use them."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,6 +19,8 @@ class Description:
         model_args: options of the architecture that differ from the variant's.
         classes: class labels, in the order of the logits (folder names, for instance).
         names: the same for people to read.
+        named: whether the classes are those the file names; where it names none, `load` fills in what is usual:
+            ImageNet's for a thousand, else numbers.
         preparation: of images; None where the file does not tell.
         info: anything about the training that made them: epoch, accuracy, command, which images were held out.
     """
@@ -27,23 +30,62 @@ class Description:
     model_args: dict[str, Any] = field(default_factory=dict)
     classes: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
+    named: bool = True
     preparation: Preparation | None = None
     info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def prepared(self) -> Preparation:
+        """`preparation`, which `load` always fills in."""
+        assert self.preparation is not None
+        return self.preparation
 
     def header(self) -> dict[str, Any]:
         """As plain data, for a file's header."""
         return {"format": FORMAT} | asdict(self)
 
     @classmethod
-    def of_header(cls, header: dict[str, Any]) -> "Description":
+    def of_header(cls, header: Mapping[str, Any]) -> "Description":
         """From a file's header, also of files written before there were tasks (they hold classifiers).
 
         A header of ours without a task is of a classifier; an empty one (a foreign file) tells nothing.
         """
-        known = {k: header[k] for k in ("model", "model_args", "classes", "names", "info") if k in header}
+        known = {k: header[k] for k in ("classes", "names", "info") if k in header}
         preparation = None
         if header.get("preparation"):
             preparation = Preparation.read(header["preparation"])
         elif header.get("image"):
             preparation = Preparation.of(header["image"])
-        return cls(task=header.get("task", "classify" if header else ""), preparation=preparation, **known)
+        return cls(
+            task=header.get("task", "classify" if header else ""),
+            model=header.get("model", "").split(".")[0],  # some older runs wrote the tag of weights with it
+            model_args=renamed_options(header.get("model_args", {})),
+            named=header.get("named", bool(header.get("classes"))),
+            preparation=preparation,
+            **known,
+        )
+
+    @classmethod
+    def of_timm(cls, config: Mapping[str, Any]) -> "Description":
+        """From the config.json of a folder by timm's `save_for_hf` or `push_to_hf_hub`."""
+        pretrained = config.get("pretrained_cfg", config)
+        classes = list(config.get("label_names") or pretrained.get("label_names") or [])
+        described = config.get("label_descriptions") or pretrained.get("label_descriptions") or {}
+        arguments = renamed_options(config.get("model_args") or {})
+        return cls(
+            task="classify",
+            model=config.get("architecture", "").split(".")[0],
+            model_args={k: v for k, v in arguments.items() if k not in ("num_classes", "in_chans")},
+            classes=classes,
+            names=[described.get(label, label) for label in classes],
+            named=bool(classes),
+            preparation=Preparation.of(pretrained),
+        )
+
+
+def renamed_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the architecture by today's names: older files and recipes say `learned_slots: true`."""
+    options = dict(options)
+    if "learned_slots" in options:
+        options["seeds"] = "learned" if options.pop("learned_slots") else "pooled"
+    return options

@@ -7,6 +7,7 @@ Shapes: B images, H x W grid, N = H*W pixels, M slots, C channels. Between modul
 is a linear layer and LayerNorm needs no permutation.
 """
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,8 +21,14 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from glmix.errors import UserError
-from glmix.models.slots import cluster, dispatch, pool_seeds, similarity
-from glmix.models.weights import find_weights, fit_state_dict, read_checkpoint
+from glmix.models.description import renamed_options
+from glmix.models.seeds import SEEDS, checked_grid
+from glmix.models.slots import cluster, dispatch, similarity
+from glmix.models.weights import SHIPPED_FOLDER, count_classes, find_weights, fit_state_dict, read_checkpoint
+
+# torchvision's tracer keeps these whole, as timm's does: they ask for dtypes, which a trace does not know
+for _name in ("similarity", "cluster", "dispatch"):
+    torch.fx.wrap(_name)
 
 HEAD_DIM = 32  # channels of an attention head, in every variant
 
@@ -75,39 +82,43 @@ class SlotSimilarity(nn.Module):
 class GLMix(nn.Module):
     """The paper's mixer: attention among slots for the global view, depthwise convolution for the local one.
 
+    The options behind the `*` are those of the block, and stand here alone: `GLNet` hands them on.
+
     Args:
         dim: channels.
-        slot_grid: rows and columns of the pooled seeds (number of slots: their product).
-        learned_slots: seeds are parameters instead of the pooled grid (variant `paramslot`).
+        stride: pixels of the image per place of the grid, for `glmix.slot_maps` to tell.
+        seeds: where slots begin: 'pooled' from a grid, or 'learned' (variant `paramslot`).
+        slot_grid: rows and columns of the pooled seeds; of learned ones, their product is the number.
         slot_scale: first value of the learned similarity scale; None for the reference's dim ** -0.5.
         slot_residual: LayerNorm before and a residual around the slot attention, and a linear layer after
             dispatching. Not in the paper: short trainings need it for slots that carry information.
         kernel_size: of the local depthwise convolution.
-        stride: pixels of the image per place of the grid, for `glmix.slot_maps` to tell.
+
+    Raises:
+        ValueError: unknown seeds, or a slot grid without places or with too many.
     """
 
     def __init__(
         self,
         dim: int,
-        slot_grid: tuple[int, int] = (8, 8),
-        learned_slots: bool = False,
-        slot_scale: float | None = None,
-        slot_residual: bool = False,
-        kernel_size: int = 5,
         stride: int = 1,
         device=None,
         dtype=None,
+        *,
+        seeds: str = "pooled",
+        slot_grid: tuple[int, int] = (8, 8),
+        slot_scale: float | None = None,
+        slot_residual: bool = False,
+        kernel_size: int = 5,
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.slot_h, self.slot_w = slot_grid
+        if seeds not in SEEDS:
+            raise ValueError(f"seeds are {' or '.join(map(repr, SEEDS))}, not {seeds!r}")
         self.stride = stride
-        self.learned_slots = learned_slots
         self.slot_residual = slot_residual
-        self.seeds: nn.Parameter | None = None
-        if learned_slots:
-            self.seeds = nn.Parameter(torch.empty(1, self.slot_h * self.slot_w, dim, **dd))
-            nn.init.normal_(self.seeds, std=0.02)
+        self.raised_scale = slot_scale is not None
+        self.seeds = SEEDS[seeds](dim, slot_grid, **dd)
         self.norm = nn.LayerNorm(dim, eps=1e-6, **dd)
         self.similarity = SlotSimilarity(dim**-0.5 if slot_scale is None else slot_scale, **dd)
         self.slot_norm = nn.LayerNorm(dim, eps=1e-6, **dd) if slot_residual else nn.Identity()
@@ -129,11 +140,21 @@ class GLMix(nn.Module):
         normed_BHWC = self.norm(x_BHWC)
         normed_BNC = normed_BHWC.reshape(B, H * W, C)
         # as in the reference, seeds are pooled from what enters the block, and compared with pixels after the norm
-        seeds_BMC = pool_seeds(entering_BHWC, self.slot_h, self.slot_w) if self.seeds is None else self.seeds
-        logits_BMN = self.similarity(seeds_BMC, normed_BNC)
+        logits_BMN = self.similarity(self.seeds(entering_BHWC), normed_BNC)
         slots_BMC = self.attend(cluster(logits_BMN, normed_BNC))
         globally = self.slot_proj(dispatch(logits_BMN, slots_BMC)).reshape(B, H, W, C)
         return globally + self.local(normed_BHWC)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Learned seeds were a parameter of the block itself when older resume points were written."""
+        if f"{prefix}seeds" in state_dict:
+            state_dict[f"{prefix}seeds.values"] = state_dict.pop(f"{prefix}seeds")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+GLMIX_OPTIONS = frozenset(
+    name for name, p in inspect.signature(GLMix).parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY
+)
 
 
 class GridAttention(nn.Module):
@@ -269,11 +290,15 @@ class GLNet(nn.Module):
         overlap: deep overlapping stem, 3x3 transitions, and 3x3 convolutions for position and in the MLP;
             else patches that do not overlap, as in Swin.
         stem_stride: 4, or 2 for images of about 64 px; strides are stem_stride times 1, 2, 4, 8.
-        slot_grid, learned_slots, slot_scale, slot_residual, kernel_size: see `GLMix`.
         layer_scale: first value of LayerScale; None for none.
         token_labeling: a second head labels every place of the grid; half its maximum is added to the logits.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth, growing linearly to this rate.
+        glmix_options: those of `GLMix`: `seeds`, `slot_grid`, `slot_scale`, ...
+
+    Raises:
+        TypeError: an option that neither the network nor its block has.
+        ValueError: an option's value that cannot be.
 
     Source: paper, section 3 and table 7; numbers held to the reference implementation by tests/test_golden.py.
     """
@@ -289,27 +314,25 @@ class GLNet(nn.Module):
         mlp_ratio: float = 3.0,
         overlap: bool = True,
         stem_stride: int = 4,
-        slot_grid: tuple[int, int] = (8, 8),
-        learned_slots: bool = False,
-        slot_scale: float | None = None,
-        slot_residual: bool = False,
-        kernel_size: int = 5,
         layer_scale: float | None = None,
         token_labeling: bool = False,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         device=None,
         dtype=None,
+        **glmix_options: Any,
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        unknown = set(mixers) - {"glmix", "attention", "alternate"}
+        kinds = set(mixers) - {"glmix", "attention", "alternate"}
+        if kinds:
+            raise ValueError(f"mixers are 'glmix', 'attention' or 'alternate', not {', '.join(sorted(kinds))}")
+        unknown = glmix_options.keys() - GLMIX_OPTIONS
         if unknown:
-            raise ValueError(f"mixers are 'glmix', 'attention' or 'alternate', not {', '.join(sorted(unknown))}")
+            raise TypeError(f"a GLNet has no option {', '.join(sorted(unknown))}")
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.num_features = dims[-1]
-        self.keep_slot_scale = slot_scale is not None
         self.feature_info = [
             {"num_chs": dim, "reduction": stem_stride * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(dims)
         ]
@@ -318,8 +341,7 @@ class GLNet(nn.Module):
             kind = mixers[stage]
             if kind == "attention" or (kind == "alternate" and block % 2):
                 return GridAttention(dims[stage], **dd)
-            stride = stem_stride * 2**stage
-            return GLMix(dims[stage], slot_grid, learned_slots, slot_scale, slot_residual, kernel_size, stride, **dd)
+            return GLMix(dims[stage], stem_stride * 2**stage, **dd, **glmix_options)
 
         self.stem = make_stem(in_chans, dims[0], overlap, stem_stride, **dd)
         rates: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
@@ -340,14 +362,13 @@ class GLNet(nn.Module):
         self._init_heads()
 
     def _init_heads(self) -> None:
-        for layer in (self.head.fc, self.aux_head):
-            if isinstance(layer, nn.Linear):
-                init_linear(layer)
+        if isinstance(self.head.fc, nn.Linear):  # the head for places keeps PyTorch's first values, as the reference's
+            init_linear(self.head.fc)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that weight decay would harm: a raised slot scale (the reference decays its own)."""
-        return {n for n, _ in self.named_parameters() if self.keep_slot_scale and n.endswith("similarity.scale")}
+        return {f"{n}.mixer.similarity.scale" for n, mixer in self.slot_mixers().items() if mixer.raised_scale}
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -382,17 +403,13 @@ class GLNet(nn.Module):
         """Change the grid of pooled seeds of every GLMix block, after training too; no parameter depends on it.
 
         Raises:
-            ValueError: a side is below 1, or the slots of this model are learned and their number is fixed.
+            ValueError: it has no places or too many, or the slots of this model are not pooled from a grid.
         """
-        slot_h, slot_w = slot_grid
-        if slot_h < 1 or slot_w < 1:
-            raise ValueError(f"a slot grid has at least 1 row and 1 column, not {slot_h} x {slot_w}")
+        slot_grid = checked_grid(slot_grid)
         for name, mixer in self.slot_mixers().items():
-            if mixer.learned_slots:
-                raise ValueError(
-                    f"the slots of {name} are learned, their number is fixed at {mixer.slot_h * mixer.slot_w}"
-                )
-            mixer.slot_h, mixer.slot_w = slot_h, slot_w
+            if mixer.seeds.slot_grid is None:
+                raise ValueError(f"the slots of {name} are learned, not pooled from a grid: their number is fixed")
+            mixer.seeds.slot_grid = slot_grid
 
     @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
@@ -529,11 +546,9 @@ def _create(variant: str, pretrained: bool, defaults: dict[str, Any], kwargs: di
     path, trained_with = None, {}
     if pretrained:
         path = find_weights(resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay))
-        checkpoint = read_checkpoint(path)
-        trained_with = checkpoint.model_args
-        overlay.update(source="", file=None, state_dict=checkpoint.state_dict)
-        if "head.fc.weight" in checkpoint.state_dict:
-            overlay["num_classes"] = checkpoint.state_dict["head.fc.weight"].shape[0]
+        description, tensors = read_checkpoint(path)
+        trained_with = description.model_args
+        overlay.update(source="", file=None, state_dict=tensors, num_classes=count_classes(tensors))
     try:
         model = build_model_with_cfg(
             GLNet,
@@ -543,7 +558,7 @@ def _create(variant: str, pretrained: bool, defaults: dict[str, Any], kwargs: di
             pretrained_filter_fn=fit_state_dict,
             pretrained_strict=True,
             feature_cfg={"out_indices": (0, 1, 2, 3), "flatten_sequential": True},
-            **{**defaults, **trained_with, **kwargs},
+            **{**defaults, **trained_with, **renamed_options(kwargs)},
         )
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -575,7 +590,12 @@ def _cfg(**changes: Any) -> dict[str, Any]:
     return cfg | changes
 
 
-_TOKEN_LABELING = {"classifier": ("head.fc", "aux_head")}
+def _shipped(name: str, **changes: Any) -> dict[str, Any]:
+    """Of weights that are in the package: with the file, timm counts them among those to be had."""
+    return _cfg(file=str(SHIPPED_FOLDER / f"{name}.safetensors"), **changes)
+
+
+_TOKEN_LABELING = {"classifier": ("head.fc", "aux_head"), "crop_pct": 0.96}
 _SMALL = {"input_size": (3, 160, 160), "pool_size": (5, 5), "crop_pct": 1.0, "origin_url": None}
 
 default_cfgs = generate_default_cfgs(
@@ -588,7 +608,7 @@ default_cfgs = generate_default_cfgs(
         "glnet_4g_tklb.in1k": _cfg(**_TOKEN_LABELING),
         "glnet_9g_tklb.in1k": _cfg(**_TOKEN_LABELING),
         "glnet_16g_tklb.untrained": _cfg(**_TOKEN_LABELING),
-        "glnet_pico.imagenette": _cfg(**_SMALL, num_classes=10),
+        "glnet_pico.imagenette": _shipped("glnet_pico.imagenette", **_SMALL, num_classes=10),
         "glnet_nano.untrained": _cfg(**_SMALL),
     }
 )
@@ -632,7 +652,7 @@ def glnet_stl(pretrained: bool = False, **kwargs: Any) -> GLNet:
 @register_model
 def glnet_stl_paramslot(pretrained: bool = False, **kwargs: Any) -> GLNet:
     """`glnet_stl` with learned seeds of the slots."""
-    return _create("glnet_stl_paramslot", pretrained, {**_STL, "learned_slots": True}, kwargs)
+    return _create("glnet_stl_paramslot", pretrained, {**_STL, "seeds": "learned"}, kwargs)
 
 
 @register_model

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from glmix.models.glnet import GLMix
 from glmix.models.slots import at_least_float32
 
 
@@ -19,15 +20,20 @@ class SlotMaps:
         block: its name in the model, such as `stages.0.blocks.0`.
         stride: pixels of the image per place of the grid.
         logits: (B, M, h, w), float32 (float64 of a float64 model): similarity of M slots with every place of the h x w grid, scale included.
-        slot_grid: rows and columns of the pooled seeds.
+        slot_grid: rows and columns of the pooled seeds; None where slots are not pooled from a grid.
         attention: (B, heads, M, M), of the same dtype: weights among the slots, each row sums to 1; None unless asked for.
     """
 
     block: str
     stride: int
     logits: Tensor
-    slot_grid: tuple[int, int]
+    slot_grid: tuple[int, int] | None
     attention: Tensor | None = None
+
+    @property
+    def slots(self) -> int:
+        """Their number M."""
+        return self.logits.shape[1]
 
     @property
     def assignment(self) -> Tensor:
@@ -56,7 +62,7 @@ def slot_maps(model: nn.Module, images: Tensor, attention: bool = False) -> list
     """Slot maps of every GLMix block of `model` for `images`, in order of depth.
 
     Args:
-        model: a GLNet, or anything that contains one (wrapped, compiled, a feature extractor).
+        model: a GLNet, or anything that contains one (a head's `backbone`, wrapped, compiled, a feature extractor).
         images: (B, C, H, W) prepared as for the model, on any device and in any floating dtype; they are moved to the
             model's.
         attention: also return the attention among slots.
@@ -67,8 +73,6 @@ def slot_maps(model: nn.Module, images: Tensor, attention: bool = False) -> list
     Raises:
         ValueError: the model has no GLMix blocks.
     """
-    from glmix.models.glnet import GLMix  # glnet needs nothing from here; imported late to keep the module graph a tree
-
     model = getattr(model, "_orig_mod", model)
     mixers = {name.removesuffix(".mixer"): m for name, m in model.named_modules() if isinstance(m, GLMix)}
     if not mixers:
@@ -107,5 +111,6 @@ def slot_maps(model: nn.Module, images: Tensor, attention: bool = False) -> list
         h, w = seen["size"]
         logits = at_least_float32(seen["logits"]).unflatten(2, (h, w))
         mixer = mixers[name]
-        maps.append(SlotMaps(name, mixer.stride, logits, (mixer.slot_h, mixer.slot_w), seen.get("attention")))
+        slot_grid: Any = mixer.seeds.slot_grid
+        maps.append(SlotMaps(name, mixer.stride, logits, slot_grid, seen.get("attention")))
     return maps

@@ -2,7 +2,7 @@
 
 Shapes: B images, H x W grid, N = H*W pixels, M slots, C channels. Tensors carry theirs: `x_BHWC`, `slots_BMC`.
 
-    seeds_BMC   = pool_seeds(x_BHWC, (h, w))             # or learned
+    seeds_BMC   = pool_seeds(x_BHWC, h, w)               # or others: seeds.py
     logits_BMN  = similarity(seeds_BMC, x_BNC, scale)    # cosine times a learned scale
     slots_BMC   = cluster(logits_BMN, x_BNC)             # softmax over pixels: weighted means
     ...                                                  # attention among the slots

@@ -1,15 +1,17 @@
 """Weights in files: one function reads every kind, one writes ours.
 
-Ours is a safetensors file whose header holds what is needed to use the weights: architecture, its options, the class
-names and how images are prepared. The reference's released `.pth` files are read too, whatever else they hold, and
-nothing in them is executed.
+Ours is a safetensors file whose header holds what is needed to use the weights, a `Description`. The reference's
+released `.pth` files are read too, and what training scripts, Lightning and timm write around weights of a GLNet; of
+nothing in them is anything executed.
 """
 
 import json
 import os
 import re
+import zipfile
 import zlib
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,71 +21,52 @@ import torch
 from torch import Tensor, nn
 
 from glmix.errors import UserError
+from glmix.files import written_whole
+from glmix.models.description import Description
 
-FORMAT = "glmix 1"
 HEADER_KEY = "glmix"
+SHIPPED_FOLDER = Path(__file__).parent.parent / "shipped"
+OF_A_RUN = ("best.safetensors", "last.safetensors")
+OF_TIMM = ("model.safetensors", "pytorch_model.bin")  # with config.json beside, by `save_for_hf`
+# where files of PyTorch keep weights, the better ones first: timm keeps, and itself takes, the average where it has one
+ENTRIES = ("state_dict_ema", "model", "state_dict", "model_state_dict", "net", "network", "weights")
 
 
-@dataclass
-class Checkpoint:
-    """Weights and what is needed to use them.
+def write_checkpoint(path: str | Path, description: Description, tensors: Mapping[str, Tensor]) -> Path:
+    """Write a safetensors file, whole or not at all.
 
-    Attributes:
-        state_dict: tensors by our names.
-        model: architecture name; '' where the file does not tell (released files).
-        model_args: options of the architecture that differ from the variant's.
-        classes: class labels, in the order of the logits (folder names, for instance).
-        names: the same for people to read.
-        image: `input_size` (C, H, W), `mean`, `std`, `interpolation`, `crop_pct`, as in timm's data configuration.
-        info: anything about the training that made them: epoch, accuracy, command.
+    Raises:
+        UserError: it cannot be written: a full disk, or a place that is not to be written to.
     """
-
-    state_dict: dict[str, Tensor]
-    model: str = ""
-    model_args: dict[str, Any] = field(default_factory=dict)
-    classes: list[str] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
-    image: dict[str, Any] = field(default_factory=dict)
-    info: dict[str, Any] = field(default_factory=dict)
-
-
-def write_checkpoint(path: str | Path, checkpoint: Checkpoint) -> Path:
-    """Write a safetensors file, beside its place first, synced, then renamed: a half-written one never has the name."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    header = asdict_without_tensors(checkpoint) | {"format": FORMAT}
-    tensors = {k: v.detach().cpu().contiguous() for k, v in checkpoint.state_dict.items()}
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    content = safetensors.torch.save(plain, {HEADER_KEY: json.dumps(description.header())})
     try:
-        safetensors.torch.save_file(tensors, beside, metadata={HEADER_KEY: json.dumps(header)})
-        with open(beside, "rb+") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(beside, 0o666 & ~umask)  # safetensors makes files that only their owner can read
-        os.replace(beside, path)
-    except safetensors.SafetensorError as error:  # what it makes of a full disk, or of a folder without permission
+        with written_whole(path) as file:
+            file.write(content)
+    except OSError as error:
         raise UserError(f"{path}: cannot be written ({error}); free space, or choose another place") from error
-    finally:
-        beside.unlink(missing_ok=True)
     return path
 
 
-def asdict_without_tensors(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The header of a checkpoint as plain data."""
-    return asdict(Checkpoint(**{**vars(checkpoint), "state_dict": {}})) | {"state_dict": None}
+def read_checkpoint(source: str | Path) -> tuple[Description, dict[str, Tensor]]:
+    """Read weights, by our names, and what the file says of them.
 
-
-def read_checkpoint(source: str | Path) -> Checkpoint:
-    """Read weights from a run folder (its best ones), a safetensors file of ours, or a released `.pth` file.
+    Args:
+        source: a run's folder (its best ones) or its resume point, a safetensors file, a folder by timm's
+            `save_for_hf`, or a file of PyTorch such as the released `.pth` ones.
 
     Raises:
-        UserError: the file is missing, half-written, or holds no GLNet weights.
+        UserError: the file is missing, half-written, or holds no weights that can be read without executing it.
     """
     path = checkpoint_file(source)
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    return Checkpoint(rename_released(_read_released(path)))
+        description, tensors = _read_safetensors(path)
+    else:
+        description, tensors = _read_pytorch(path)
+    if path.name in OF_TIMM and not description.model and (path.parent / "config.json").is_file():
+        description = _read_config(path.parent / "config.json")
+    return description, rename_released(without_wrappers(tensors, path))
 
 
 def checkpoint_file(source: str | Path) -> Path:
@@ -94,7 +77,7 @@ def checkpoint_file(source: str | Path) -> Path:
     """
     path = Path(source)
     if path.is_dir():
-        found = [path / name for name in ("best.safetensors", "last.safetensors", "model.safetensors")]
+        found = [path / name for name in OF_A_RUN + OF_TIMM]
         path = next((p for p in found if p.is_file()), found[0])
         if not path.is_file():
             raise UserError(
@@ -107,17 +90,33 @@ def checkpoint_file(source: str | Path) -> Path:
     return path
 
 
-def _read_safetensors(path: Path) -> Checkpoint:
+def count_classes(tensors: Mapping[str, Tensor]) -> int:
+    """Classes of the classifier among `tensors` (by our names); 0 if there is none."""
+    return tensors["head.fc.weight"].shape[0] if "head.fc.weight" in tensors else 0
+
+
+def _read_header(path: Path) -> Description:
+    """What a safetensors file says of its weights, which are not read."""
     try:
         with safetensors.safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {}).get(HEADER_KEY, "{}"))
-            state_dict = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no dictionary)
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+            return Description.of_header(json.loads((file.metadata() or {}).get(HEADER_KEY, "{}")))
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path}: damaged or half-written ({error}); copy it again, or use another checkpoint of the run"
         ) from error
-    fields = {k: header[k] for k in Checkpoint.__dataclass_fields__ if k in header and k != "state_dict"}
-    return Checkpoint(rename_released(state_dict), **fields)
+
+
+def _read_safetensors(path: Path) -> tuple[Description, dict[str, Tensor]]:
+    description = _read_header(path)
+    with safetensors.safe_open(path, "pt") as file:
+        return description, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no dictionary)
+
+
+def _read_config(path: Path) -> Description:
+    try:
+        return Description.of_timm(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: no config.json by timm's save_for_hf ({error}); save the model again") from error
 
 
 class _InertType(type):
@@ -145,12 +144,22 @@ class _Inert(metaclass=_InertType):
         pass
 
 
-def _read_released(path: Path) -> dict[str, Tensor]:
-    """The weights of a released file: `model`, or `model_ema` where the published accuracy is that of the average.
+def _is_torchscript(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(re.search(r"(^|/)code/", name) for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def _read_pytorch(path: Path) -> tuple[Description, dict[str, Tensor]]:
+    """The weights in a file of PyTorch, and what is known of them: of a run's resume point, all that its weights say.
 
     PyTorch's restricted loader reads it. Other classes in the file (the configuration of the training run, an object
     of a library that is not needed here) are replaced by inert stand-ins, so nothing of them is imported or run.
     """
+    if _is_torchscript(path):
+        raise UserError(f"{path}: a TorchScript program, of which no weights are read; save the model's state_dict()")
     try:
         unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         with torch.serialization.safe_globals([(_Inert, name) for name in unsafe]):
@@ -160,24 +169,74 @@ def _read_released(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{path}: no readable PyTorch checkpoint ({reason[0][:120] if reason else 'empty'}); download it again"
         ) from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a {type(content).__name__}, not the weights of a GLNet")
-    model = content.get("model", content.get("state_dict", content))
-    average = content.get("model_ema")
-    # The 16g accuracy was published for the moving average (reference README); 16g is the one variant with LayerScale.
-    if isinstance(average, dict) and any(key.endswith("ls1.gamma") for key in average):
-        model = average
-    tensors = {k: v for k, v in model.items() if isinstance(v, Tensor)} if isinstance(model, dict) else {}
-    if not tensors:
-        raise UserError(f"{path}: holds no weights; a released file has them under 'model' or 'model_ema'")
-    return tensors
+    candidates = [content]
+    if isinstance(content, dict):
+        # The 16g accuracy was published for the moving average (reference README); 16g is the one variant with LayerScale.
+        average = content.get("model_ema")
+        published = isinstance(average, dict) and any(str(key).endswith("ls1.gamma") for key in average)
+        candidates = [average] * published + [content.get(name) for name in ENTRIES] + [content]
+    weights = next((w for w in (tensors_among(c) for c in candidates) if w), {})
+    if not weights:
+        if any(isinstance(candidate, _Inert) for candidate in candidates):
+            raise UserError(
+                f"{path}: a whole pickled model, which would have to be executed; save its weights instead: "
+                "torch.save(model.state_dict(), FILE)"
+            )
+        if not isinstance(content, dict):
+            raise UserError(f"{path}: holds a {type(content).__name__}, not the weights of a GLNet")
+        held = ", ".join(map(str, list(content)[:8])) or "nothing"
+        raise UserError(
+            f"{path}: holds no weights (what it holds: {held}); they are looked for in {', '.join(ENTRIES)}"
+        )
+    if isinstance(content, dict) and "pytorch-lightning_version" in content:
+        for beside in (path.with_name(name) for name in OF_A_RUN):
+            if beside.is_file():
+                description = _read_header(beside)
+                info = {k: v for k, v in description.info.items() if k != "epoch" and not k.startswith("val_")}
+                return replace(description, info=info), weights
+    return Description.of_header({}), weights
+
+
+def tensors_among(candidate: Any) -> dict[str, Tensor]:
+    """The tensors of a dictionary by their names; none of anything else."""
+    if not isinstance(candidate, dict):
+        return {}
+    return {k: v for k, v in candidate.items() if isinstance(k, str) and isinstance(v, Tensor)}
+
+
+_FIRST = re.compile(r"^((?:.*\.)?)(stem\.0\.weight|downsample_layers\.0\.[01]\.weight)$")
+
+
+def without_wrappers(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The GLNet's own tensors by its own names, whatever held the network when they were saved.
+
+    What wraps a network puts a prefix before its names: DDP `module.`, torch.compile `_orig_mod.`, Lightning the
+    name of an attribute, a head `backbone.`. The first convolution tells which. Where a moving average lies beside
+    the weights, it is taken; what lies beside them otherwise, such as a head, is not.
+
+    Raises:
+        UserError: the file holds several GLNets.
+    """
+    tensors = {re.sub(r"(^|(?<=\.))(module\.|_orig_mod\.)+", "", key): value for key, value in tensors.items()}
+    prefixes = sorted({match[1] for match in map(_FIRST.match, tensors) if match})
+    averages = [prefix for prefix in prefixes if re.search(r"(^|[._])ema[._]", prefix)]
+    chosen = averages or prefixes
+    if len(chosen) > 1:
+        raise UserError(
+            f"{path}: holds several networks ({', '.join(p or 'one without a prefix' for p in chosen)}); save one by itself"
+        )
+    if not chosen:
+        return tensors
+    kept = {key.removeprefix(chosen[0]): value for key, value in tensors.items() if key.startswith(chosen[0])}
+    kept.pop("n_averaged", None)  # the counter of torch.optim.swa_utils.AveragedModel
+    return kept
 
 
 _RENAMES = [
     (r"^downsample_layers\.0\.", "stem."),
     (r"^downsample_layers\.(\d)\.", r"stages.\1.downsample."),
     (r"\.slot_scale$", ".mixer.similarity.scale"),
-    (r"\.init_slots$", ".mixer.seeds"),
+    (r"\.init_slots$", ".mixer.seeds.values"),
     (r"\.norm1\.", ".mixer.norm."),
     (r"\.norm2\.", ".mlp.norm."),
     (r"\.relation_mha\.", ".mixer.slot_attn."),
@@ -194,10 +253,12 @@ _RENAMES = [
 
 
 def rename_released(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our names for the tensors of a released file; 1x1 convolutions become linear layers. Ours pass unchanged."""
-    state_dict = {re.sub(r"^(module\.|_orig_mod\.)+", "", key): value for key, value in state_dict.items()}
+    """Our names for the tensors of a released file; 1x1 convolutions become linear layers.
+
+    Ours pass unchanged, but for learned seeds, which were the block's own parameter once.
+    """
     if not any(key.startswith("downsample_layers.") for key in state_dict):
-        return state_dict
+        return {re.sub(r"\.mixer\.seeds$", ".mixer.seeds.values", key): value for key, value in state_dict.items()}
     # the overlapping stem has a module without weights in front of its first convolution
     shift = 0 if "downsample_layers.0.0.weight" in state_dict else 1
     renamed = {}
@@ -217,12 +278,12 @@ def rename_released(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 def fit_state_dict(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """`state_dict` by our names, after a check that every entry has its place in `model` and none is missing.
 
-    The classifier may differ in its number of classes (timm then leaves it as drawn); nothing else may.
+    The classifier may differ in its number of classes (timm then leaves it as drawn), and the first convolution in
+    its channels; nothing else may.
 
     Raises:
         UserError: weights of another architecture.
     """
-    state_dict = rename_released(state_dict)
     wanted = {k: v for k, v in model.state_dict().items() if not k.startswith(("head.", "aux_head."))}
     given = {k: v for k, v in state_dict.items() if not k.startswith(("head.", "aux_head."))}
     missing, unexpected = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
@@ -233,6 +294,12 @@ def fit_state_dict(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str,
             f"these weights are of another architecture than {type(model).__name__} was built as: {len(missing)} entries missing, "
             f"{len(unexpected)} unknown, {len(shapes)} of another shape (first: {first}); check the model name"
         )
+    if count_classes(state_dict) and getattr(model, "num_classes", 0):
+        second, has_second = "aux_head.weight" in state_dict, "aux_head.weight" in model.state_dict()
+        if second and not has_second:
+            raise UserError("these weights have a second head, of token labels: ask for a `_tklb` model")
+        if has_second and not second:
+            raise UserError("these weights lack the second head of token labels: ask for a model without `_tklb`")
     return state_dict
 
 
@@ -243,7 +310,7 @@ def weights_folder() -> Path:
 
 
 def find_weights(cfg: Any) -> Path:
-    """The file of a pretrained configuration: named by it, shipped with the package, or in `weights_folder()`.
+    """The file of a pretrained configuration: named by it (so are those in the package), or in `weights_folder()`.
 
     Raises:
         UserError: there is none; says where to get it and where to put it.
@@ -251,9 +318,8 @@ def find_weights(cfg: Any) -> Path:
     if cfg.file:
         return Path(cfg.file)
     tagged = f"{cfg.architecture}.{cfg.tag}"
-    shipped = Path(__file__).parent.parent / "shipped" / f"{tagged}.safetensors"
     released = weights_folder() / f"{cfg.architecture}.pth"
-    for path in (shipped, weights_folder() / f"{tagged}.safetensors", released):
+    for path in (weights_folder() / f"{tagged}.safetensors", released):
         if path.is_file():
             return path
     if cfg.tag == "in1k":

@@ -1,7 +1,7 @@
 """One HTML file to look into the slots with: it needs no server and no network, and opens from disk.
 
 Maps travel as grey PNGs, a byte a value, as 255 * sqrt(value): small values, of which soft assignments are full, keep
-their differences. What the page shows is in `slot_report.html`.
+their differences. What the page shows is in `report.html`.
 """
 
 import base64
@@ -23,10 +23,10 @@ from torch import Tensor
 from glmix.errors import UserError
 from glmix.files import written_whole
 from glmix.models.slot_maps import SlotMaps
-from glmix.tasks.explain import Look
-from glmix.tasks.figures import IDLE, centres_of, tiled
-from glmix.tasks.regions import strongest_slots
-from glmix.tasks.representatives import map_distances, representative_slots
+from glmix.slots.figures import centres_of, places, tiled
+from glmix.slots.look import Look, is_idle
+from glmix.slots.regions import strongest_slots
+from glmix.slots.representatives import map_distances, representative_slots
 
 MOST_BYTES = 5_000_000  # for an image
 CELLS = 4096, 1024, 256, 64  # places of a map, at most: the first with which an image stays below MOST_BYTES
@@ -45,7 +45,7 @@ def write_slot_report(path: Path, looks: Iterable[Look], about: str) -> list[str
     Returns:
         The names of the images that are in it.
     """
-    template = resources.files("glmix.tasks").joinpath("slot_report.html").read_text(encoding="utf-8")
+    template = resources.files("glmix.slots").joinpath("report.html").read_text(encoding="utf-8")
     before, after = template.split("<!-- images -->")
     names = []
     with written_whole(path, "w", encoding="utf-8") as file:
@@ -87,15 +87,15 @@ def block_data(maps: SlotMaps, cells: int) -> dict[str, Any]:
     full = maps.assignment[0].float().cpu()
     ranks = representative_slots(full, RANKS)
     nearest = map_distances(full.flatten(1).numpy())[:, ranks].argmin(1)
-    entropy = float(maps.entropy()[0])
+    entropy, grid = float(maps.entropy()[0]), places(maps)
     data = {
         "block": maps.block,
         "stride": maps.stride,
-        "grid": maps.slot_grid,
+        "columns": grid[1],
         "shape": (slots, h, w),
         "entropy": round(entropy, 3),
-        "idle": entropy >= IDLE,
-        "maps": data_uri(Image.fromarray(tiled(roots(assignment), maps.slot_grid)), "PNG"),
+        "idle": is_idle(entropy),
+        "maps": data_uri(Image.fromarray(tiled(roots(assignment), grid)), "PNG"),
         "strongest": data_uri(Image.fromarray(two_bytes(strongest_slots(assignment))), "PNG"),
         "centres": centres_of(assignment, (1, 1)).round(4).tolist(),
         "representatives": ranks,

@@ -13,7 +13,6 @@ beat. Each figure is of one image, then the mean over images:
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
@@ -23,12 +22,14 @@ from PIL import Image
 from torch import from_numpy
 
 from glmix.data.images import BadImage
-from glmix.data.masks import VOID, MaskedImages
+from glmix.data.prepare import Preparation
+from glmix.data.samples import Skipped, Source
+from glmix.data.voc import VOID
 from glmix.errors import needs
 from glmix.models import GLNet
 from glmix.models.slot_maps import slot_maps
-from glmix.tasks.explain import prepare_whole
-from glmix.tasks.regions import boundaries, square_patches, strongest_slots
+from glmix.slots.look import prepare_whole
+from glmix.slots.regions import boundaries, patch_grid, square_patches, strongest_slots
 
 LONGEST_SIDE = 1024  # pixels at which masks are compared
 MEASURES = {"best_iou": "best-match IoU", "boundary_recall": "boundary recall", "purity": "purity"}
@@ -83,47 +84,47 @@ def measure(labels: Labels, mask: Labels) -> dict[str, float]:
 
 def slot_quality(
     model: GLNet,
-    images: MaskedImages,
-    image: dict[str, Any],
-    limit: int = 0,
+    images: Source,
+    preparation: Preparation,
     progress: Callable[[int, int], None] = lambda done, count: None,
-) -> tuple[dict[str, dict[str, float]], int, list[str]]:
+) -> tuple[dict[str, dict[str, float]], int, list[Skipped]]:
     """Measures of every GLMix block of `model`, of square patches and of SLIC, as means over images.
 
     Args:
         model: a GLNet.
-        images: with masks.
-        image: how the model's checkpoint prepares images.
-        limit: images at most; 0 for all.
+        images: with masks (H, W) as targets: 0 background, 1 and on its objects, `VOID`.
+        preparation: of the model's checkpoint.
         progress: told the number done and in all, after each.
 
     Returns:
-        Measures by 'squares', 'slic' and name of block (blocks have `entropy` too); images used; those skipped, with
-        reasons.
+        Measures by 'squares', 'slic' and name of block (blocks have `entropy` too); images used; those skipped.
     """
     with needs("segment"):
         from skimage.segmentation import slic
 
-    count = min(limit or len(images), len(images))
     rows: dict[str, list[dict[str, float]]] = defaultdict(list)
-    skipped: list[str] = []
-    for index in range(count):
+    skipped: list[Skipped] = []
+    for index in range(len(images)):
         try:
-            photo, mask = images.read_with_mask(index)
+            photo, mask = bounded(*images.read(index))
         except BadImage as error:
-            skipped.append(str(error))
-            continue
-        photo, mask = bounded(photo, mask)
-        maps = slot_maps(model, prepare_whole(photo, image)[None])
-        grid = maps[-1].slot_grid
-        rows["squares"].append(measure(square_patches(mask.shape, grid), mask))
-        superpixels = slic(np.asarray(photo), n_segments=grid[0] * grid[1], compactness=10, start_label=0)
-        rows["slic"].append(measure(superpixels, mask))
-        for block in maps:
-            labels = strongest_slots(block.assignment[0], mask.shape)
-            rows[block.block].append(measure(labels, mask) | {"entropy": float(block.entropy()[0])})
-        progress(index + 1, count)
-    return {name: averaged(found) for name, found in rows.items()}, count - len(skipped), skipped
+            skipped.append(Skipped(error.name, error.reason))
+        else:
+            maps = slot_maps(model, prepare_whole(photo, preparation)[None])
+            rows["squares"].append(measure(square_patches(mask.shape, patch_grid(maps[-1])), mask))
+            superpixels = slic(np.asarray(photo), n_segments=maps[-1].slots, compactness=10, start_label=0)
+            rows["slic"].append(measure(superpixels, mask))
+            for block in maps:
+                labels = strongest_slots(block.assignment[0], mask.shape)
+                rows[block.block].append(measure(labels, mask) | {"entropy": float(block.entropy()[0])})
+        progress(index + 1, len(images))
+    return {name: averaged(found) for name, found in rows.items()}, len(images) - len(skipped), skipped
+
+
+def spread(count: int, limit: int) -> list[int]:
+    """At most `limit` of `count` places (0: all), spread evenly over them; data is often in order of its classes."""
+    chosen = min(limit or count, count)
+    return [(2 * i + 1) * count // (2 * chosen) for i in range(chosen)]
 
 
 def bounded(photo: Image.Image, mask: NDArray[np.uint8]) -> tuple[Image.Image, NDArray[np.uint8]]:

@@ -13,11 +13,12 @@ import lightning.pytorch as pl
 import torch
 from matplotlib.figure import Figure
 
+from glmix.console import say
 from glmix.files import written_whole
 
 
 class EpochRows(pl.Callback):
-    """A line on the terminal and a row of metrics.csv per epoch: losses, accuracy, speed, wait for data, memory."""
+    """A line on the terminal and a row of metrics.csv per epoch: losses, figures, speed, wait for data, memory."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "metrics.csv"
@@ -50,22 +51,22 @@ class EpochRows(pl.Callback):
         if trainer.current_epoch != module.validated_epoch:  # the trainer remembers values of earlier epochs
             row = {k: v for k, v in row.items() if not k.startswith(("val_", "slots/"))}
         row["lr"] = float(f"{trainer.optimizers[0].param_groups[-1]['lr']:.4g}")
-        row["images_per_second"] = round(self.batches * module.options.batch_size * trainer.world_size / training, 1)
+        row["images_per_second"] = round(self.batches * module.order.batch_size * trainer.world_size / training, 1)
         row["data_wait_percent"] = round(100 * self.waited / training, 1)
         row["memory_gb"] = round(memory_in_use(), 2)
         write_rows(self.path, [*read_rows(self.path), row])
         seconds = int((time.monotonic() - self.started) * (epochs - epoch))
-        accuracy = f"val top-1 {row['val_top1']:.1f} %" if "val_top1" in row else ""
+        validated = {k.removeprefix("val_"): v for k, v in row.items() if k.startswith("val_")}
         parts = (
             f"epoch {epoch}/{epochs}",
             f"loss {row.get('train_loss', float('nan')):.3f}",
-            accuracy,
+            f"val {module.task.show(validated)}" if validated else "",
             f"{row['images_per_second']:.0f} images/s",
             f"{row['data_wait_percent']:.0f} % waiting for data",
             f"{row['memory_gb']:.1f} GB",
             f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left",
         )
-        print("  ".join(p for p in parts if p), file=sys.stderr, flush=True)
+        say("  ".join(p for p in parts if p))
 
 
 def memory_in_use() -> float:
@@ -95,7 +96,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def plot_curves(rows: list[dict[str, Any]], picture: Path) -> None:
-    """Loss, accuracy and slot entropy over the epochs, from rows of metrics.csv to a PNG."""
+    """Loss, validation and slot entropy over the epochs, from rows of metrics.csv to a PNG."""
     curves: dict[str, tuple[list[int], list[float]]] = {}
     for row in rows:
         for name, value in row.items():
@@ -103,24 +104,25 @@ def plot_curves(rows: list[dict[str, Any]], picture: Path) -> None:
             epochs.append(int(row["epoch"]))
             values.append(float(value))
     figure = Figure(figsize=(12, 3.4), dpi=120, layout="constrained")
-    losses, accuracy, slots = figure.subplots(1, 3)
+    losses, figures, slots = figure.subplots(1, 3)
     losses.set_title("loss")
-    accuracy.set_title("validation accuracy, %")
+    figures.set_title("validation, %")
     slots.set_title("assignment entropy per block (1: idle slots)")
     slots.set_ylim(0, 1.02)
     for name, points in curves.items():
         if name in ("train_loss", "val_loss"):
             losses.plot(*points, marker=".", label=name)
-        elif name in ("val_top1", "val_top5"):
-            accuracy.plot(*points, marker=".", label=name)
+        elif name.startswith("val_"):
+            figures.plot(*points, marker=".", label=name)
         elif name.endswith("assignment_entropy"):
             slots.plot(*points, marker=".", label=name.split("/")[1].removeprefix("stages."))
-    for axis in (losses, accuracy, slots):
+    for axis in (losses, figures, slots):
         axis.set_xlabel("epoch")
         axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend(fontsize=7)
-    figure.savefig(picture)
+    with written_whole(picture) as file:
+        figure.savefig(file, format="png")
 
 
 def write_report(folder: Path) -> None:
@@ -133,9 +135,11 @@ def write_report(folder: Path) -> None:
     body = "".join(
         "<tr>" + "".join(f"<td>{html.escape(str(row.get(c, '')))}</td>" for c in columns) + "</tr>" for row in rows
     )
-    texts = {name: html.escape((folder / name).read_text()) for name in ("config.yaml", "environment.json")}
-    (folder / "report.html").write_text(
-        f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(folder.name)}</title>
+    texts = {
+        name: html.escape((folder / name).read_text("utf-8", "surrogateescape"))
+        for name in ("config.yaml", "environment.json")
+    }
+    page = f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(folder.name)}</title>
 <style>:root{{color-scheme:light dark}}body{{font:15px system-ui;margin:2rem auto;max-width:72rem;padding:0 1rem}}
 img{{max-width:100%;background:#fff}}table{{border-collapse:collapse;font-size:13px}}td,th{{padding:.2rem .6rem;text-align:right}}
 div{{overflow-x:auto}}</style><h1>{html.escape(folder.name)}</h1>
@@ -143,4 +147,5 @@ div{{overflow-x:auto}}</style><h1>{html.escape(folder.name)}</h1>
 <div><table><tr>{head}</tr>{body}</table></div>
 <h2>Options</h2><pre>{texts["config.yaml"]}</pre><h2>Environment</h2><pre>{texts["environment.json"]}</pre></html>
 """
-    )
+    with written_whole(folder / "report.html", "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(page)

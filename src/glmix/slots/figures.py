@@ -4,8 +4,10 @@ Each takes the image as it is to be shown, at any size, and what `glmix.slot_map
 across slots, every figure tells the assignment entropy, and says so where slots are idle.
 """
 
+import io
 from collections.abc import Sequence
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,17 +20,43 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from PIL import Image
 
+from glmix.errors import UserError
+from glmix.files import written_whole
 from glmix.models.slot_maps import SlotMaps
-from glmix.tasks.regions import boundaries, enlarge, merge_slots, square_patches, strongest_slots
-from glmix.tasks.representatives import representative_slots
+from glmix.slots.look import is_idle
+from glmix.slots.regions import boundaries, enlarge, layout, merge_slots, patch_grid, square_patches, strongest_slots
+from glmix.slots.representatives import representative_slots
 
-IDLE = 0.97  # normalised assignment entropy from which slots count as idle: nothing to see in their maps
 WIDTH = 12  # inches
 
 
-def is_idle(maps: SlotMaps, index: int = 0) -> bool:
-    """Whether the assignment of an image is so close to uniform that there is nothing to see in it."""
-    return float(maps.entropy()[index]) >= IDLE
+def figure_path(text: str) -> Path:
+    """The file that `--figure TEXT` names, made sure of before the work whose figure would be lost; not touched.
+
+    Raises:
+        UserError: its ending is of no format that can be drawn, or it is a folder.
+    """
+    path = Path(text)
+    if path.is_dir():
+        raise UserError(f"--figure {text}: a folder; name a file, such as {path / 'quality.png'}")
+    path = path if path.suffix else path.with_name(f"{path.name}.png")
+    try:
+        Figure(figsize=(1, 1)).savefig(io.BytesIO(), format=path.suffix[1:].lower())
+    except (ValueError, RuntimeError, OSError) as error:  # some formats need programs that may be missing
+        raise UserError(f"--figure {text}: {str(error).splitlines()[0]}") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure whole, in the format of the file's ending."""
+    with written_whole(path) as file:
+        figure.savefig(file, format=path.suffix[1:].lower())
+
+
+def idle_at(maps: SlotMaps, index: int) -> bool:
+    """Whether the slots of an image are idle."""
+    return is_idle(float(maps.entropy()[index]))
 
 
 def caption(maps: SlotMaps, index: int = 0, narrow: bool = False) -> str:
@@ -36,7 +64,7 @@ def caption(maps: SlotMaps, index: int = 0, narrow: bool = False) -> str:
     parts = [maps.block, f"stride {maps.stride}", f"assignment entropy {float(maps.entropy()[index]):.2f}"]
     idle = "\nidle: the assignment is close to uniform,"
     idle += ("\n" if narrow else " ") + "what these maps show is noise"
-    return ("\n" if narrow else ", ").join(parts) + (idle if is_idle(maps, index) else "")
+    return ("\n" if narrow else ", ").join(parts) + (idle if idle_at(maps, index) else "")
 
 
 def seen_through(image: NDArray[np.uint8], weights: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -57,11 +85,17 @@ def seen_through_slot(
     return seen_through(image, enlarge(chosen if idle else chosen / chosen.max().clamp(min=1e-12), image.shape[:2])[0])
 
 
-def tiled(maps: NDArray[Any], grid: tuple[int, int]) -> NDArray[Any]:
-    """Maps (rows * columns, h, w) side by side in one array, in a `grid` of rows and columns."""
+def tiled(maps: NDArray[Any], grid: tuple[int, int], blank: float = 0) -> NDArray[Any]:
+    """Maps (M, h, w) side by side in one array, in a `grid` of rows and columns; `blank` where it has more than M."""
     rows, columns = grid
-    _, h, w = maps.shape
-    return maps.reshape(rows, columns, h, w).swapaxes(1, 2).reshape(rows * h, columns * w)
+    count, h, w = maps.shape
+    full = np.concatenate([maps, np.full((rows * columns - count, h, w), blank, maps.dtype)])
+    return full.reshape(rows, columns, h, w).swapaxes(1, 2).reshape(rows * h, columns * w)
+
+
+def places(maps: SlotMaps) -> tuple[int, int]:
+    """Rows and columns in which the slots of a block are laid out: their own grid, or what holds their number."""
+    return maps.slot_grid or layout(maps.slots)
 
 
 def slot_colors(count: int) -> NDArray[np.float64]:
@@ -138,17 +172,17 @@ def plot_slots(image: Image.Image, maps: SlotMaps, index: int = 0, count: int = 
     for axis in views:
         axis.set_axis_off()
     for place, (slot, color) in enumerate(zip(chosen, colors, strict=True)):
-        show(views[place], seen_through_slot(array, assignment, slot, is_idle(maps, index)), f"slot {slot}", color)
-    columns = maps.slot_grid[1]
+        show(views[place], seen_through_slot(array, assignment, slot, idle_at(maps, index)), f"slot {slot}", color)
+    grid = places(maps)
     shown = weights / weights.max((1, 2), keepdims=True) if normalize else weights
     scale = "each with a scale of its own" if normalize else f"0 to {shown.max():.2f}"
     framed = np.pad(shown, ((0, 0), (1, 1), (1, 1)), constant_values=np.nan)  # a gap around each
     axis = panels[2].subplots()
-    show(axis, tiled(framed, maps.slot_grid), f"all {len(weights)} assignment maps, {scale}",
+    show(axis, tiled(framed, grid, np.nan), f"all {len(weights)} assignment maps, {scale}",
          cmap="magma", vmin=0, vmax=shown.max())  # fmt: skip
     h, w = weights.shape[1] + 2, weights.shape[2] + 2
     for slot, color in zip(chosen, colors, strict=True):
-        corner = (slot % columns * w - 0.5, slot // columns * h - 0.5)
+        corner = (slot % grid[1] * w - 0.5, slot // grid[1] * h - 0.5)
         axis.add_patch(Rectangle(corner, w, h, fill=False, edgecolor=color, linewidth=2))
     return figure
 
@@ -165,7 +199,7 @@ def plot_depths(image: Image.Image, depths: Sequence[SlotMaps], index: int = 0, 
     array = np.asarray(image)
     figure, axes = row_of(len(depths), array.shape, "blocks by depth", rows=1 + count)
     for column, maps in zip(axes.T, depths, strict=True):
-        assignment, idle = maps.assignment[index].float().cpu(), is_idle(maps, index)
+        assignment, idle = maps.assignment[index].float().cpu(), idle_at(maps, index)
         labels = strongest_slots(assignment, array.shape[:2])
         show(column[0], paint(array, labels, slot_colors(len(assignment)), idle), caption(maps, index, narrow=True))
         for axis, slot in zip(column[1:], representative_slots(assignment, count), strict=False):
@@ -186,7 +220,7 @@ def plot_regions(image: Image.Image, maps: SlotMaps, index: int = 0, merge: floa
     assignment = maps.assignment[index].float().cpu()
     colors = slot_colors(len(assignment))
     labels = strongest_slots(assignment, array.shape[:2])
-    merged, idle = merge_slots(assignment, labels, merge), is_idle(maps, index)
+    merged, idle = merge_slots(assignment, labels, merge), idle_at(maps, index)
     figure, axes = row_of(3, array.shape, caption(maps, index))
     show(
         axes[0, 0],
@@ -223,7 +257,7 @@ def plot_attention(image: Image.Image, maps: SlotMaps, index: int = 0, slot: int
     heads, columns = len(looks), max(3, ceil((len(looks) + 2) / 2))
     rows = ceil((heads + 2) / columns)
     figure, axes = row_of(columns, array.shape, f"{caption(maps, index)}\nattention of slot {slot}", rows=rows)
-    show(axes.flat[0], seen_through_slot(array, assignment, slot, is_idle(maps, index)), f"slot {slot}, which looks")
+    show(axes.flat[0], seen_through_slot(array, assignment, slot, idle_at(maps, index)), f"slot {slot}, which looks")
     names = ["mean of all heads"] + [f"head {h}" for h in range(heads)]
     overlays = torch.einsum("am,mhw->ahw", torch.cat([mean[None], looks]), assignment)
     top = float(overlays.max())
@@ -264,20 +298,20 @@ def centres_of(assignment: torch.Tensor, size: tuple[int, int]) -> NDArray[np.fl
 
 
 def plot_patches(image: Image.Image, maps: SlotMaps, index: int = 0) -> Figure:
-    """Soft irregular regions beside the square patches of a vision transformer with as many tokens.
+    """Soft irregular regions beside the square patches of a vision transformer with as many tokens (or about as many).
 
     Above, their boundaries. Below, what is left of the image when every token holds one mean colour: of the pixels that
     a slot gathers (clustering), given back by assignment; of the pixels of a square.
 
     Args:
         image: as it is to be shown.
-        maps: of a block with pooled slots, from `slot_maps`.
+        maps: of a block, from `slot_maps`.
         index: which image of the batch.
     """
     array = np.asarray(image)
     assignment, clustering = maps.assignment[index].float().cpu(), maps.clustering[index].float().cpu()
-    size, count = array.shape[:2], len(assignment)
-    squares = square_patches(size, maps.slot_grid)
+    size, grid = array.shape[:2], patch_grid(maps)
+    squares, count = square_patches(size, grid), grid[0] * grid[1]
     colors = torch.from_numpy(array.copy()).permute(2, 0, 1).float()
     small = torch.nn.functional.interpolate(colors[None], clustering.shape[1:], mode="area")[0]
     slot_color = torch.einsum("mhw,chw->mc", clustering, small)
@@ -286,8 +320,8 @@ def plot_patches(image: Image.Image, maps: SlotMaps, index: int = 0) -> Figure:
     means = [np.bincount(squares.ravel(), array[..., c].ravel(), count) / np.maximum(area, 1) for c in range(3)]
     through_squares = np.stack(means, 1)[squares]
     figure, axes = row_of(2, array.shape, caption(maps, index), rows=2)
-    soft = array if is_idle(maps, index) else outline(array, strongest_slots(assignment, size))
-    show(axes[0, 0], soft, f"{count} soft slots (where each is strongest)")
+    soft = array if idle_at(maps, index) else outline(array, strongest_slots(assignment, size))
+    show(axes[0, 0], soft, f"{len(assignment)} soft slots (where each is strongest)")
     show(axes[0, 1], outline(array, squares), f"{count} square patches")
     show(axes[1, 0], through_slots.clip(0, 255).astype(np.uint8), "one colour a slot, gathered and dispatched")
     show(axes[1, 1], through_squares.astype(np.uint8), "one colour a patch")

@@ -1,9 +1,13 @@
 """From soft slots to a picture's regions: which slot is strongest where, and which of those belong together."""
 
+from math import ceil
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+
+from glmix.models.slot_maps import SlotMaps
 
 
 def enlarge(maps: torch.Tensor, size: tuple[int, int]) -> NDArray[np.float32]:
@@ -21,6 +25,23 @@ def strongest_slots(assignment: torch.Tensor, size: tuple[int, int] | None = Non
     """
     h, w = assignment.shape[1:]
     return enlarge(assignment, size or (h, w)).argmax(0)
+
+
+def layout(count: int) -> tuple[int, int]:
+    """Rows and columns, nearly as many of each, that hold `count` pictures; the last row may not be full."""
+    rows = max(1, round(count**0.5))
+    return rows, ceil(count / rows)
+
+
+def patch_grid(maps: SlotMaps) -> tuple[int, int]:
+    """Rows and columns of the square patches that a block's slots are compared with.
+
+    Those of the slots' own grid; else, of the grids that are square or have one column more than rows, that with the
+    number of patches nearest to the number of slots.
+    """
+    side = int(maps.slots**0.5)
+    grids = [(side, side), (side, side + 1), (side + 1, side + 1)]
+    return maps.slot_grid or min(grids, key=lambda grid: abs(grid[0] * grid[1] - maps.slots))
 
 
 def square_patches(size: tuple[int, int], grid: tuple[int, int]) -> NDArray[np.int64]:

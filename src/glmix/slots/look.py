@@ -1,17 +1,22 @@
 """A look at one photo: the whole of it, at a bounded size, through every GLMix block."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import normalize, pil_to_tensor
 
+from glmix.data.prepare import LEAST_SIDE, Preparation
 from glmix.models import GLNet
 from glmix.models.slot_maps import SlotMaps, slot_maps
 
+IDLE = 0.97  # normalised assignment entropy from which slots count as idle: nothing to see in their maps
 LONGEST = 4  # times the shorter side that the network is given: a longer photo is seen smaller
 SHOWN = 384, 1024  # least and largest longer side, in pixels, of the photo in figures
+
+
+def is_idle(entropy: float) -> bool:
+    """Whether slots of this normalised assignment entropy are so close to uniform that there is nothing to see."""
+    return entropy >= IDLE
 
 
 @dataclass
@@ -36,10 +41,10 @@ class Look:
 def seen_size(photo: tuple[int, int], side: int) -> tuple[int, int]:
     """Size (W, H) at which the network sees a photo: the shorter side is `side`, the longer at most `LONGEST` times that.
 
-    What is longer still is seen smaller, and of the longest the aspect is not kept: no side is below 32.
+    What is longer still is seen smaller, and of the longest the aspect is not kept: no side is below the network's stride.
     """
     scale = min(side / min(photo), LONGEST * side / max(photo))
-    return max(32, round(photo[0] * scale)), max(32, round(photo[1] * scale))
+    return max(LEAST_SIDE, round(photo[0] * scale)), max(LEAST_SIDE, round(photo[1] * scale))
 
 
 def shown_photo(photo: Image.Image) -> Image.Image:
@@ -51,25 +56,23 @@ def shown_photo(photo: Image.Image) -> Image.Image:
     )
 
 
-def prepare_whole(photo: Image.Image, image: dict[str, Any]) -> Tensor:
-    """The whole photo as the network's input (C, H, W), at `seen_size`, by a checkpoint's `image` entry."""
-    channels, _, side = image["input_size"]
-    seen = photo.convert("L" if channels == 1 else "RGB").resize(seen_size(photo.size, side), Image.Resampling.BICUBIC)
-    return normalize(pil_to_tensor(seen).float() / 255, list(image["mean"]), list(image["std"]))
+def prepare_whole(photo: Image.Image, preparation: Preparation) -> Tensor:
+    """The whole photo as the network's input (C, H, W): as `preparation` has it, but at `seen_size`, nothing cut off."""
+    size = seen_size(photo.size, min(preparation.size))
+    return preparation.tensor(photo.resize(size, preparation.resampling))
 
 
-def look(model: GLNet, photo: Image.Image, image: dict[str, Any], name: str = "", attention: bool = True) -> Look:
+def look(model: GLNet, photo: Image.Image, preparation: Preparation, name: str = "", attention: bool = True) -> Look:
     """What `model` makes of a photo.
 
     Args:
         model: with the weights of a checkpoint.
         photo: RGB, of any size and aspect.
-        image: how the checkpoint prepares images: `input_size`, whose last entry the photo's shorter side becomes,
-            `mean` and `std`.
+        preparation: of the checkpoint; the shorter side of its size becomes that of the photo.
         name: of the photo.
         attention: also keep the attention among slots.
     """
-    tensor = prepare_whole(photo, image)
+    tensor = prepare_whole(photo, preparation)
     maps = slot_maps(model, tensor[None], attention)
     for block in maps:
         block.logits = block.logits.cpu()

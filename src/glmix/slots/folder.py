@@ -12,15 +12,18 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from glmix.data.images import SUFFIXES, BadImage, image_files, read_image
+from glmix.data.folders import image_files
+from glmix.data.images import BadImage, read_image
+from glmix.data.prepare import Preparation
+from glmix.data.samples import Skipped
 from glmix.errors import UserError
 from glmix.files import written_whole
 from glmix.models import GLNet
 from glmix.models.slot_maps import slot_maps
-from glmix.tasks.explain import prepare_whole, seen_size
-from glmix.tasks.figures import IDLE, paint, slot_colors
-from glmix.tasks.regions import merge_slots, strongest_slots
-from glmix.tasks.representatives import representative_slots
+from glmix.slots.figures import paint, slot_colors
+from glmix.slots.look import is_idle, prepare_whole
+from glmix.slots.regions import merge_slots, strongest_slots
+from glmix.slots.representatives import representative_slots
 
 PAGE = 48  # photos of a contact sheet, and held at a time
 COLUMNS = 8
@@ -33,32 +36,38 @@ class Job:
     """What is asked of a folder's photos.
 
     Attributes:
-        model, image: as for `glmix.tasks.explain.look`.
+        model, preparation: as for `glmix.slots.look.look`.
         block: index among the GLMix blocks.
         slots: number of representative slots.
         merge: see `merge_slots`.
         batch_size: photos of one size that go through the network together.
-        settings: what decides the results, to be the same when a job is gone on with.
+        settings: what else decides the results, such as which weights; all has to be the same when a job is gone on
+            with.
     """
 
     model: GLNet
-    image: dict[str, Any]
+    preparation: Preparation
     block: int
     slots: int
     merge: float
     batch_size: int
     settings: dict[str, Any]
 
+    def recorded(self, folder: Path) -> dict[str, Any]:
+        """All that decides what is made of `folder`, as plain data."""
+        own = {"folder": str(folder.resolve()), "preparation": self.preparation.asdict()}
+        return self.settings | own | {"block": self.block, "slots": self.slots, "merge": self.merge}
 
-def explain_folder(folder: Path, out: Path, job: Job) -> Iterator[tuple[str, int, int, list[str]]]:
+
+def explain_folder(folder: Path, out: Path, job: Job) -> Iterator[tuple[str, int, int, list[Skipped]]]:
     """Write `out/arrays/NAME.npz` for each photo under `folder`, and `out/contact-sheet-001.png` and on.
 
-    An array file holds `assignment` (M, h, w) float16, `entropy`, `representatives`, `slot_grid`, `block`, `stride`,
-    `photo`, its size (W, H), and `made_from`. What is there already and was made from the same files is kept: the same
+    An array file holds `assignment` (M, h, w) float16, `entropy`, `representatives`, `slot_grid` (empty where slots
+    are not pooled from one), `block`, `stride`, `photo`, its size (W, H), and `made_from`. What is there already and was made from the same files is kept: the same
     command goes on after a cut, and after photos were added, changed or removed.
 
     Yields:
-        After each page: the sheet's path, photos done so far, photos in all, and the page's unreadable ones with reasons.
+        After each page: the sheet's path, photos done so far, photos in all, and the page's unreadable ones.
 
     Raises:
         UserError: no photos, or `out` holds what other settings made.
@@ -68,8 +77,8 @@ def explain_folder(folder: Path, out: Path, job: Job) -> Iterator[tuple[str, int
     ours = out.resolve()
     names = [name for name in image_files(folder) if ours not in (folder / name).resolve().parents]
     if not names:
-        raise UserError(f"{folder}: no images; expected {', '.join(SUFFIXES[:4])} … files")
-    check_settings(out, job.settings)
+        raise UserError(f"{folder}: no images in it (files such as a.jpg or b.png)")
+    check_settings(out, job.recorded(folder))
     pages = range(0, len(names), PAGE)
     for number, start in enumerate(pages, 1):
         sheet = out / f"contact-sheet-{number:03}.png"
@@ -85,6 +94,7 @@ def explain_folder(folder: Path, out: Path, job: Job) -> Iterator[tuple[str, int
 def check_settings(out: Path, settings: dict[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     path = out / "settings.json"
+    settings = json.loads(json.dumps(settings))  # as they come back from the file
     if path.exists() and read_json(path) != settings:
         raise UserError(f"{out}: holds what other settings made (see settings.json there); choose another --out")
     write_json(path, settings)
@@ -99,39 +109,44 @@ def state_of(path: Path) -> str:
     return f"{status.st_size} bytes at {status.st_mtime_ns}"
 
 
-def make_page(folder: Path, there: dict[str, str], out: Path, sheet: Path, job: Job) -> list[str]:
+def make_page(folder: Path, there: dict[str, str], out: Path, sheet: Path, job: Job) -> list[Skipped]:
     """Arrays of the photos `there` (name to state) and their contact sheet, as far as they are missing.
 
     Returns:
-        The unreadable ones, with reasons.
+        The unreadable ones.
     """
     record = sheet.with_suffix(".json")  # of what the sheet shows, and what it could not
     before = read_json(record) if sheet.exists() else None
     missing = {name for name, state in there.items() if made_from(out, name) != state}
     if before and before["photos"] == there and missing <= set(before["skipped"]):
-        return list(before["skipped"].values())
+        return named(folder, before["skipped"])
     photos: dict[str, Image.Image] = {}
     skipped: dict[str, str] = {}
-    waiting: dict[tuple[int, int], list[tuple[str, torch.Tensor, dict[str, Any]]]] = defaultdict(list)
+    waiting: dict[tuple[int, ...], list[tuple[str, torch.Tensor, dict[str, Any]]]] = defaultdict(list)
     for name, state in there.items():
         try:
             photo = read_image(folder / name)
         except BadImage as error:
-            skipped[name] = str(error)
+            skipped[name] = error.reason
             continue
         photos[name] = photo.copy()
         photos[name].thumbnail((THUMBNAIL, THUMBNAIL))
         if name in missing:
-            size = seen_size(photo.size, job.image["input_size"][-1])
-            origin = {"photo": photo.info["full_size"], "made_from": state}
-            waiting[size].append((name, prepare_whole(photo, job.image), origin))
-            if len(waiting[size]) == job.batch_size:
-                write_arrays(waiting.pop(size), out, job)
+            tensor = prepare_whole(photo, job.preparation)
+            alike = waiting[tuple(tensor.shape)]
+            alike.append((name, tensor, {"photo": photo.info["full_size"], "made_from": state}))
+            if len(alike) == job.batch_size:
+                write_arrays(waiting.pop(tuple(tensor.shape)), out, job)
     for batch in waiting.values():
         write_arrays(batch, out, job)
     draw_sheet(photos, out, sheet, job.merge)
     write_json(record, {"photos": there, "skipped": skipped})
-    return list(skipped.values())
+    return named(folder, skipped)
+
+
+def named(folder: Path, skipped: dict[str, str]) -> list[Skipped]:
+    """Photos under `folder` that are not used, from their names and the reasons."""
+    return [Skipped(str(folder / name), reason) for name, reason in skipped.items()]
 
 
 def array_file(out: Path, name: str) -> Path:
@@ -163,7 +178,7 @@ def write_arrays(batch: list[tuple[str, torch.Tensor, dict[str, Any]]], out: Pat
                 assignment=assignment[i].numpy().astype(np.float16),
                 entropy=float(entropy[i]),
                 representatives=representative_slots(assignment[i], job.slots),
-                slot_grid=maps.slot_grid,
+                slot_grid=np.array(maps.slot_grid or (), int),
                 block=maps.block,
                 stride=maps.stride,
                 **origin,
@@ -180,10 +195,10 @@ def draw_sheet(photos: dict[str, Image.Image], out: Path, sheet: Path, merge: fl
     for place, (name, photo) in enumerate(photos.items()):
         with np.load(array_file(out, name)) as arrays:
             assignment, entropy = torch.from_numpy(arrays["assignment"].astype(np.float32)), float(arrays["entropy"])
-        array = np.asarray(photo)
+        array, idle = np.asarray(photo), is_idle(entropy)
         labels = merge_slots(assignment, strongest_slots(assignment, array.shape[:2]), merge)
-        regions = Image.fromarray(paint(array, labels, slot_colors(len(assignment)), idle=entropy >= IDLE))
-        text = f"entropy {entropy:.2f}" + (", idle" if entropy >= IDLE else "")
+        regions = Image.fromarray(paint(array, labels, slot_colors(len(assignment)), idle))
+        text = f"entropy {entropy:.2f}" + (", idle" if idle else "")
         x, y = gap + place % COLUMNS * width, gap + place // COLUMNS * height
         for part, label in ((photo, Path(name).name[-30:]), (regions, text)):
             pen.text((x, y), label.encode("latin-1", "replace").decode("latin-1"), fill="black")  # all the font has

@@ -1,0 +1,35 @@
+"""What is said on a terminal, and never at the cost of the work: a reader that went away ends no training."""
+
+import os
+import sys
+from contextlib import suppress
+from typing import TextIO
+
+
+def say(text: str, to: TextIO | None = None) -> None:
+    """A line on standard error (or `to`); dropped from the moment on at which nobody reads it any more."""
+    stream = to or sys.stderr
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:
+        mute(stream)
+
+
+def progress(done: int, count: int, what: str = "") -> None:
+    """How far a long work is, on one line of a terminal that is written over; nothing where there is no terminal."""
+    if sys.stderr.isatty():
+        with suppress(BrokenPipeError):
+            print(f"\r{done}/{count} {what}", end="" if done < count else "\n", file=sys.stderr, flush=True)
+
+
+def mute(stream: TextIO) -> None:
+    """Let what is still written to a stream that nobody reads go nowhere, also what Python flushes at its end."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def lenient() -> None:
+    """Let any file name be printed: what a terminal cannot show becomes an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, ValueError):  # streams that a test put there
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

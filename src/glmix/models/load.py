@@ -1,0 +1,261 @@
+"""Models with their weights: by name, from a run, or from any file that holds a GLNet's."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+import torch
+from timm.data import ImageNetInfo
+from timm.models import adapt_input_conv
+from torch import Tensor, nn
+
+from glmix.data.prepare import Preparation
+from glmix.errors import UserError
+from glmix.models.description import Description
+from glmix.models.glnet import MODEL_NAMES, GLNet, default_cfgs
+from glmix.models.weights import checkpoint_file, count_classes, find_weights, fit_state_dict, read_checkpoint
+
+SHIPPED = "glnet_pico.imagenette"  # the weights in the package, used where a command is given none
+HEADS = ("head.", "aux_head.")  # classifiers, by how their names begin
+FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+
+
+def check_name(name: str) -> str:
+    """The GLNet variant that `name` asks for, with or without the tag of weights.
+
+    Raises:
+        UserError: there is none, or it has no weights of that tag; names those there are.
+    """
+    variant, _, tag = name.partition(".")
+    if variant not in MODEL_NAMES:
+        near = difflib.get_close_matches(name, MODEL_NAMES, 3, 0.4) or MODEL_NAMES
+        path = f" ({name} is a path; a training starts from its weights by --init)" if Path(name).exists() else ""
+        raise UserError(f"no model {name!r}{path}; did you mean {' or '.join(near)}? (`glmix models` lists all)")
+    tags = list(default_cfgs[variant].tags)
+    if tag and tag not in tags:
+        raise UserError(f"{variant} has no weights {tag!r}; there are {', '.join(f'{variant}.{t}' for t in tags)}")
+    return variant
+
+
+def names_model(source: str | Path) -> bool:
+    """Whether `source` asks for a GLNet by name: what exists on disk is a path, whatever it is called."""
+    path = Path(source)
+    is_path = path.exists() or str(source) != path.name or path.suffix in FILES
+    return not is_path and path.name.split(".")[0] in MODEL_NAMES
+
+
+def weights_file(source: str | Path) -> Path:
+    """Where the weights of a model's name lie, or the path that `source` is.
+
+    Raises:
+        UserError: nearly a name, or one of which no weights are to be had.
+    """
+    path = Path(source)
+    nearly = not path.exists() and str(source) == path.name and not path.suffix
+    if not names_model(source) and not nearly:
+        return path
+    check_name(str(source))
+    return find_weights(timm.get_pretrained_cfg(str(source)))
+
+
+def create_model(name: str, checkpoint: str | Path | None = None, **arguments: Any) -> GLNet:
+    """A GLNet by name, as `timm.create_model`, or with the weights of any checkpoint file.
+
+    Args:
+        name: variant, with a tag if wanted, such as `glnet_4g`.
+        checkpoint: run folder, file (ours, a released one, ...) or name of a model with weights, loaded strictly.
+            Number of classes and options of the architecture are taken from it unless given.
+        arguments: as for `timm.create_model`: `num_classes`, `in_chans`, `drop_path_rate`, ... With `in_chans` other
+            than the checkpoint's 3, its first convolution is adapted as timm does.
+
+    Raises:
+        UserError: unknown name, unreadable checkpoint, or one of another architecture or class count.
+    """
+    variant = check_name(name)
+    if checkpoint is None:
+        return cast(GLNet, timm.create_model(name, **arguments))
+    path = weights_file(checkpoint)
+    return _create_from(name, variant, checkpoint, path, *read_checkpoint(path), arguments)
+
+
+def _create_from(
+    name: str,
+    variant: str,
+    source: str | Path,
+    path: Path,
+    description: Description,
+    tensors: dict[str, Tensor],
+    arguments: Mapping[str, Any],
+) -> GLNet:
+    if description.model and description.model != variant:
+        raise UserError(f"{source}: holds {description.model}, not {variant}; ask for {description.model}")
+    classes = count_classes(tensors)
+    if arguments.get("features_only"):  # timm wraps the network, and loads the weights before that
+        file: dict[str, Any] = {"file": str(checkpoint_file(path)), "num_classes": classes}
+        merged: dict[str, Any] = {"pretrained": True, "pretrained_cfg_overlay": file} | description.model_args
+        return cast(GLNet, timm.create_model(name, **{**merged, **arguments}))
+    found: dict[str, Any] = {"num_classes": classes}
+    if "stem.0.weight" in tensors:
+        found["in_chans"] = tensors["stem.0.weight"].shape[1]
+    model = cast(GLNet, timm.create_model(name, **{**found, **description.model_args, **arguments}))
+    if model.num_classes != classes:
+        raise UserError(
+            f"{source}: has {classes} classes, not {model.num_classes}; leave out num_classes, or load it and call reset_classifier"
+        )
+    try:
+        model.load_state_dict(with_channels(fit_state_dict(tensors, model), model), strict=True)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    return model
+
+
+def with_channels(tensors: dict[str, Tensor], model: GLNet) -> dict[str, Tensor]:
+    """`tensors` with a first convolution for the channels of `model`'s images, adapted from three as timm does.
+
+    Raises:
+        UserError: from others than three channels.
+    """
+    first = tensors["stem.0.weight"]
+    if first.shape[1] == model.in_chans:
+        return tensors
+    if first.shape[1] != 3:
+        raise UserError(f"these weights are for images of {first.shape[1]} channels, not {model.in_chans}")
+    return tensors | {"stem.0.weight": adapt_input_conv(model.in_chans, first)}
+
+
+def backbone_of(module: nn.Module) -> GLNet:
+    """The one GLNet in `module`: itself, or inside whatever wraps it or holds it as its `backbone`.
+
+    Raises:
+        ValueError: there is none, or more than one.
+    """
+    found = [part for part in module.modules() if isinstance(part, GLNet)]
+    if len(found) != 1:
+        raise ValueError(f"{type(module).__name__} holds {len(found) or 'no'} GLNet{'s' * (len(found) > 1)}, not one")
+    return found[0]
+
+
+def load_body(model: nn.Module, checkpoint: str | Path, classes: list[str] | None = None) -> str:
+    """Put a checkpoint's weights into `model`, to train on from there.
+
+    The classifier (both heads of a token-labelled model) is taken where it is of the same classes, its rows put in
+    their order; else it stays as drawn. Of a pruned network only what it has left is filled.
+
+    Args:
+        model: a GLNet, or a head that holds one.
+        checkpoint: run folder, file (ours, a released one, ...) or model name.
+        classes: labels of the model's classes, in their order; None if only their number is known.
+
+    Returns:
+        What became of the classifier, in a few words; '' where that needs no saying.
+
+    Raises:
+        UserError: unreadable, or of another architecture.
+    """
+    net = backbone_of(model)
+    try:
+        description, tensors = read_checkpoint(weights_file(checkpoint))
+        own = net.state_dict()
+        left = {k: v for k, v in tensors.items() if k in own or not _pruned_away(k, net)}
+        body = {k: v for k, v in left.items() if not k.startswith(HEADS)}
+        body = with_channels(fit_state_dict(body, net), net)
+    except UserError as error:
+        raise UserError(str(error) if str(checkpoint) in str(error) else f"{checkpoint}: {error}") from error
+    name_classes(description, count_classes(tensors))
+    rows, said = _matching_rows(description, classes, count_classes(tensors), net.num_classes)
+    heads = {k: v[rows] for k, v in tensors.items() if rows is not None and k.startswith(HEADS) and k in own}
+    if heads and net.token_labeling and "aux_head.weight" not in heads:
+        said = f"{said or 'classifier kept'}; the head of token labels is new"
+    net.load_state_dict(own | body | heads)
+    return said
+
+
+def _pruned_away(key: str, net: GLNet) -> bool:
+    """Whether `net` was cut before the layer of `key`."""
+    if key.startswith("norm."):
+        return isinstance(net.norm, nn.Identity)
+    return key.startswith("stages.") and int(key.split(".")[1]) >= len(net.stages)
+
+
+def _matching_rows(
+    description: Description, classes: list[str] | None, given: int, wanted: int
+) -> tuple[list[int] | None, str]:
+    """Which rows of a classifier of `given` classes are those of `wanted` ones, if all are; and what to say of it."""
+    if not wanted:
+        return None, ""
+    if not given:
+        return None, "classifier new: the weights have none"
+    in_order = list(range(given))
+    if classes is None:
+        return (in_order, "") if given == wanted else (None, "classifier replaced: other number of classes")
+    if sorted(classes) == sorted(description.classes):
+        place = {label: row for row, label in enumerate(description.classes)}
+        return [place[label] for label in classes], "classifier kept"
+    if not description.named and given == wanted:
+        return in_order, "classifier taken by order: the weights name no classes"
+    return None, "classifier replaced: other classes"
+
+
+def load(source: str | Path) -> tuple[GLNet, Description]:
+    """The model of a run folder, a file (ours or a released one) or a model name, ready for inference.
+
+    Returns:
+        The model in evaluation mode, and what is known of it: class names and image preparation are always filled in.
+
+    Raises:
+        UserError: as `create_model`, no weights are to be had for the name, or they lack a classifier.
+    """
+    path = weights_file(source)
+    description, tensors = read_checkpoint(path)
+    variant = description.model or identify(tensors, path)
+    if not count_classes(tensors):
+        raise UserError(
+            f"{source}: a body without a classifier; train one from it by --init, or use it in Python by "
+            f'create_model("{variant}", checkpoint=...)'
+        )
+    model = _create_from(variant, variant, source, path, description, tensors, {}).eval()
+    description = replace(description, task=description.task or "classify", model=variant)
+    if description.preparation is None:
+        description.preparation = replace(Preparation.of(config_of(model)), channels=model.in_chans)
+    name_classes(description, model.num_classes)
+    return model, description
+
+
+def name_classes(description: Description, count: int) -> None:
+    """Fill in what `count` classes are usually called, where the weights name none."""
+    if description.classes:
+        return
+    description.named = False
+    description.classes = description.names = [str(i) for i in range(count)]
+    if count == 1000:
+        info = ImageNetInfo()
+        description.classes = info.label_names()
+        description.names = [d.split(",")[0] for d in info.label_descriptions()]
+
+
+def config_of(model: GLNet) -> dict[str, Any]:
+    """timm's configuration of a model: how images are prepared, class count, names of the first and last layers."""
+    return cast(dict[str, Any], model.pretrained_cfg)
+
+
+def identify(tensors: Mapping[str, Tensor], path: Path) -> str:
+    """The variant whose tensors have the names and shapes of `tensors` (classifiers and the image's channels apart).
+
+    Raises:
+        UserError: they are of none.
+    """
+
+    def body(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+        shapes = {k: tuple(v.shape) for k, v in tensors.items() if not k.startswith(HEADS)}
+        return shapes | {"stem.0.weight": shapes.get("stem.0.weight", ())[:1]}
+
+    has_second = any(k.startswith("aux_head.") for k in tensors)
+    for name in MODEL_NAMES:
+        with torch.device("meta"):
+            model = timm.create_model(name, num_classes=1)
+        if body(model.state_dict()) == body(tensors) and model.token_labeling == has_second:
+            return name
+    raise UserError(f"{path}: holds weights of no GLNet variant (`glmix models` lists them)")

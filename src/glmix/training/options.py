@@ -1,0 +1,132 @@
+"""What every training has to be told; tasks add their own by inheritance."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from glmix.errors import UserError
+from glmix.ranges import (
+    Decay,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Pair,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+    Share,
+    ShareAboveZero,
+    Workers,
+    check_ranges,
+)
+
+
+@dataclass
+class TrainOptions:
+    """Options of `glmix train` that every task shares, on the command line and in recipes.
+
+    Args:
+        task: what to train for; `glmix train --task TASK --help` shows the options of each.
+        data: what to learn from.
+        out: folder of the run: checkpoints, logs, curves.
+        resume: go on with the run in `out` from its last resume point; with no run there, begin it.
+        seed: of weights, order and augmentation.
+        model: name of the architecture (`glmix models`).
+        model_args: options of the architecture, such as {slot_grid: [7, 7]}.
+        init: checkpoint whose weights to start from; its classifier is replaced where the classes differ.
+        drop_path: largest rate of stochastic depth.
+        grad_checkpointing: recompute activations in the backward pass, to save memory.
+        compile: compile the model with torch.compile.
+        epochs: passes over the training images.
+        batch_size: images per step and process.
+        accumulate: batches whose gradients are added up before the weights move.
+        lr: peak learning rate (AdamW) for a global batch of lr_batch images.
+        lr_batch: the global batch that lr is meant for; lr is scaled to the real one. 0 takes lr as it is.
+        min_lr: learning rate at the end of the cosine.
+        warmup_epochs: epochs of linear warm-up.
+        layer_decay: factor on the learning rate from each layer to the one before it; 1 for none.
+        weight_decay: of weights; biases, norms and LayerScale are not decayed.
+        clip_grad: largest norm of the gradient; 0 for no limit.
+        ema: decay of the moving average of the weights; 0 for none.
+        ema_warmup: let the decay grow to `ema`; long runs do without.
+        val_every: epochs from one validation to the next; the last epoch always has one.
+        checkpoint_steps: optimiser steps between resume points within an epoch; 0 for the ends of epochs only.
+        limit_train_batches: batches per epoch at most; 0 for all.
+        limit_val_batches: validation batches at most, spread over the data; 0 for all.
+        precision: auto (bf16 where the hardware has it), bf16, fp16 or fp32.
+        workers: processes that load images; -1 chooses.
+        devices: processes on this machine; 0 for all GPUs, or one CPU process. Set by torchrun and SLURM themselves.
+        strategy: how processes work together: auto, ddp or fsdp.
+        sync_bn: batch statistics over all processes (CUDA).
+    """
+
+    task: str = "classify"
+    data: str = "scenes"
+    out: str = "runs/glmix"
+    resume: bool = False
+    seed: Seed = 0
+    model: str = "glnet_pico"
+    model_args: dict[str, Any] = field(default_factory=dict)
+    init: str = ""
+    drop_path: Share = 0.05
+    grad_checkpointing: bool = False
+    compile: bool = False
+    epochs: PositiveInt = 30
+    batch_size: Pair = 64
+    accumulate: PositiveInt = 1
+    lr: PositiveFloat = 2e-3
+    lr_batch: NonNegativeInt = 0
+    min_lr: NonNegativeFloat = 1e-5
+    warmup_epochs: NonNegativeInt = 2
+    layer_decay: ShareAboveZero = 1.0
+    weight_decay: NonNegativeFloat = 0.05
+    clip_grad: NonNegativeFloat = 5.0
+    ema: Decay = 0.999
+    ema_warmup: bool = True
+    val_every: PositiveInt = 1
+    checkpoint_steps: NonNegativeInt = 1000
+    limit_train_batches: NonNegativeInt = 0
+    limit_val_batches: NonNegativeInt = 0
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    workers: Workers = -1
+    devices: NonNegativeInt = 0
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    sync_bn: bool = False
+
+    GROUPS: ClassVar[dict[str, str]] = {  # of --help, by the first option of each
+        "task": "the run",
+        "model": "the model",
+        "epochs": "optimisation",
+        "val_every": "validation and safety",
+        "precision": "the machine",
+    }
+    FREE: ClassVar[set[str]] = {  # what may change when a run goes on, as it changes no step already made
+        "data", "out", "resume", "epochs", "val_every", "checkpoint_steps", "limit_val_batches",
+        "precision", "workers", "devices", "strategy", "compile", "grad_checkpointing",
+    }  # fmt: skip
+
+    given: ClassVar[frozenset[str]] = frozenset()  # options that a person really gave; the command line sets it
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        for name in ("data", "out"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty; name a folder")
+        try:
+            self.out.encode()
+        except UnicodeEncodeError as error:  # TensorBoard's files cannot have such a name
+            raise ValueError(f"out {self.out!a} is no text in UTF-8; choose another folder") from error
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr {self.min_lr:g} is above lr {self.lr:g}; the cosine falls from lr to min_lr")
+        if self.strategy == "fsdp" and self.ema:
+            raise ValueError(
+                "fsdp shards the weights and cannot keep their moving average; set ema to 0, or strategy to ddp"
+            )
+
+    def check_machine(self, cuda: bool) -> None:
+        """Refuse what this machine cannot do, before anything is read.
+
+        Raises:
+            UserError: names the option.
+        """
+        for name, asked in (("--strategy fsdp", self.strategy == "fsdp"), ("--sync-bn", self.sync_bn)):
+            if asked and not cuda:
+                raise UserError(f"{name} needs CUDA, and there is no GPU here; leave it out")

@@ -1,0 +1,78 @@
+"""What a task is: one record, which the run, evaluation and prediction ask for all that differs between tasks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from glmix.data.loading import Batch, Item, Transform
+from glmix.data.prepare import Preparation
+from glmix.data.samples import DataSet, Source
+from glmix.models.description import Description
+from glmix.training.options import TrainOptions
+
+
+class Loss(Protocol):
+    """The loss of one batch (a scalar); everything random in it hangs on the generators as they stand."""
+
+    def __call__(self, model: nn.Module, batch: Batch, epoch: int) -> Tensor: ...
+
+
+class Metrics(Protocol):
+    """Gathers outputs and targets batch by batch, over processes too, and tells figures by name."""
+
+    def update(self, outputs: Any, targets: Any) -> None: ...
+
+    def compute(self) -> dict[str, float]: ...
+
+    def reset(self) -> None: ...
+
+    def to(self, device: torch.device) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task. A new one is a module with such a record, and a line in `glmix.tasks`.
+
+    Attributes:
+        name: as in `--task` and in checkpoints.
+        about: in a few words, for `--help`.
+        options: its schema, `TrainOptions` and what it adds.
+        open: all of the data, by its name.
+        build: the model of a description, with weights as first drawn; further options of the architecture win.
+        start: what `options` ask of a freshly built model: weights to start from, parts that do not learn. Returns what
+            there is to say of it.
+        prepare: how validation images are prepared; kept in the checkpoint.
+        training: the source and the transform of training samples.
+        evaluation: the transform of samples to evaluate on.
+        align: a source with its targets in the order of the model's classes.
+        collate: samples to a batch.
+        loss: of a run.
+        metrics: of the outputs of a model in evaluation mode.
+        headline: the figure that chooses the best weights; the larger, the better.
+        show: the figures of a validation in a few words.
+        decode: answers for each image of a batch of outputs, at most so many: plain data, as JSON has it.
+        tell: the answers for an image, in words.
+        spare_scalars: whether 0-dimensional weights, the slots' scales, are never decayed.
+    """
+
+    name: str
+    about: str
+    options: type[TrainOptions]
+    open: Callable[[str], DataSet]
+    build: Callable[..., nn.Module]
+    start: Callable[[nn.Module, Any, Description], str]
+    prepare: Callable[[Any, nn.Module], Preparation]
+    training: Callable[[Any, nn.Module, Description, Source], tuple[Source, Transform]]
+    evaluation: Callable[[Preparation], Transform]
+    align: Callable[[Source, Description, str], Source]
+    collate: Callable[[list[Item]], Batch]
+    loss: Callable[[Any, nn.Module, Description], Loss]
+    metrics: Callable[[Description], Any]
+    headline: str
+    show: Callable[[dict[str, float]], str]
+    decode: Callable[[Any, Description, int], list[Any]]
+    tell: Callable[[Any], str]
+    spare_scalars: bool = False
