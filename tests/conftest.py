@@ -3,14 +3,14 @@
 import os
 from pathlib import Path
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for a network; read when it is imported
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import glmix  # noqa: F401  (registers the variants)
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for a network
 
 
 @pytest.fixture(autouse=True)

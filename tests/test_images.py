@@ -12,8 +12,8 @@ from PIL import Image, features
 from glmix import UserError
 from glmix.data.folders import scan_folders
 from glmix.data.images import READABLE, BadImage, decode, read_image
+from glmix.data.naming import readable_names
 from glmix.data.prepare import Augmentation, Preparation, training_transform
-from glmix.data.samples import readable_names
 from glmix.data.sources import open_evaluation, open_split
 
 

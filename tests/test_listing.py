@@ -16,7 +16,8 @@ from PIL import Image
 from glmix import UserError
 from glmix.data.folders import image_files
 from glmix.data.images import BadImage
-from glmix.data.samples import LeftOut, number_labels
+from glmix.data.naming import number_labels
+from glmix.data.samples import LeftOut
 from glmix.data.scenes import SceneSet
 from glmix.data.sources import open_data, open_evaluation, open_split
 from glmix.data.voc import VOID, open_masks

@@ -17,12 +17,12 @@ from PIL import Image
 import glmix
 from glmix.data.images import BadImage
 from glmix.data.prepare import Preparation
-from glmix.data.samples import Skipped, Source
+from glmix.data.samples import Skipped, Source, spread
 from glmix.models.slot_maps import SlotMaps
 from glmix.slots import figures
 from glmix.slots.folder import Job, explain_folder
 from glmix.slots.look import Look, is_idle, look, prepare_whole
-from glmix.slots.quality import slot_quality, spread
+from glmix.slots.quality import slot_quality
 from glmix.slots.regions import layout, patch_grid
 from glmix.slots.report import image_data
 

@@ -196,7 +196,7 @@ def test_mistakes(voc: Path, photos: Path, tmp_path: Path, capsys: pytest.Captur
     assert "VOC's layout" in mistake(capsys, "slots", "--data", tmp_path / "none")
     assert "xyz" in mistake(capsys, "slots", "--data", voc, "--figure", tmp_path / "q.xyz")
     assert "--limit -3" in mistake(capsys, "slots", "--data", voc, "--limit", -3)
-    assert "--shuffle_slots" in mistake(capsys, "slots", "--data", voc, "--shuffle-slots")
+    assert "--shuffle-slots" in mistake(capsys, "slots", "--data", voc, "--shuffle-slots")
     broken = tmp_path / "broken"
     (broken / "JPEGImages").mkdir(parents=True)
     (broken / "SegmentationObject").mkdir()

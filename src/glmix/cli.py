@@ -184,7 +184,6 @@ def moved(command: str, arguments: list[str]) -> tuple[str, list[str]]:
     kept = [a for a in joined if not a.startswith("--task=")]
     task = asked(joined)["task"]
     if task == "slots":
-        say("glmix: `glmix eval --task slots` is now `glmix slots`; this form goes with the next release")
         return "slots", kept
     if task != "classify":
         raise UserError(f"--task {task}: classify or slots; the task is the checkpoint's, so leave it out")
@@ -243,7 +242,10 @@ def answer(arguments: list[str]) -> int:
         raise UserError(
             f"no command {command!r}; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}")
         )
-    run(*moved(command, rest))
+    now, rest = moved(command, rest)
+    run(now, rest)
+    if now != command:  # afterwards: a mistake is told in one line
+        say(f"glmix: what `glmix {command}` did here is now `glmix {now}`; the old form goes with the next release")
     return 0
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from glmix.commands.common import load_for_images, pick_device, print_skipped
 from glmix.console import say
 from glmix.data.loading import EpochOrder, Prepared, default_workers, make_loader
-from glmix.data.samples import DataSet, Source
+from glmix.data.samples import DataSet, Source, spread
 from glmix.errors import UserError
 from glmix.models import SHIPPED, backbone_of
 from glmix.models.description import Description
@@ -58,7 +58,7 @@ def eval(  # noqa: A001  (the command's name)
     source = task.align(held_out(opened, described), described, data)
     order = EpochOrder(min(limit or len(source), len(source)), batch_size or described.info.get("batch_size", 64))
     if limit:
-        source = source.take(spread(len(source), len(order)))
+        source = source.take(spread(len(source), limit))
     prepared = Prepared(source, task.evaluation(described.prepared))
     loader = make_loader(prepared, order, default_workers() if workers < 0 else workers, task.collate)
     with shuffled_slots(model) if shuffle_slots else nullcontext():
@@ -102,8 +102,3 @@ def held_out(data: DataSet, described: Description) -> Source:
             if found.digest() == described.info["validation_images"]:
                 return found
     return data.evaluation()
-
-
-def spread(length: int, count: int) -> list[int]:
-    """`count` of so many indices, evenly spread: data is sorted by class, and all classes are to be measured."""
-    return np.linspace(0, length - 1, count).round().astype(int).tolist() if count > 1 else [length // 2][:count]

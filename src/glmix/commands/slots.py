@@ -9,11 +9,12 @@ import torch
 from glmix.commands.common import load_for_images, pick_device
 from glmix.console import progress
 from glmix.data.prepare import Preparation
+from glmix.data.samples import spread
 from glmix.data.voc import open_masks
 from glmix.errors import UserError
 from glmix.models import SHIPPED, create_model
 from glmix.slots.figures import figure_path, save_figure
-from glmix.slots.quality import MEASURES, plot_quality, slot_quality, spread
+from glmix.slots.quality import MEASURES, plot_quality, slot_quality
 
 
 def slots(

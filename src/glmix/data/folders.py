@@ -15,19 +15,8 @@ from typing import IO
 from PIL import Image
 
 from glmix.data.images import BadImage, decode, is_image
-from glmix.data.samples import (
-    FILLERS,
-    SPLIT_WORDS,
-    SPLITS,
-    DataSet,
-    LeftOut,
-    Source,
-    find_splits,
-    one_form,
-    plain_split,
-    split_word,
-    words_of,
-)
+from glmix.data.naming import FILLERS, SPLIT_WORDS, SPLITS, find_splits, one_form, plain_split, split_word, words_of
+from glmix.data.samples import DataSet, LeftOut, Source
 from glmix.errors import UserError
 
 # What systems, cameras and network drives leave among files, in small letters; hidden names come on top.

@@ -10,18 +10,8 @@ from PIL import Image
 
 from glmix.data.folders import Tree
 from glmix.data.images import decode, read_image
-from glmix.data.samples import (
-    IMAGE_COLUMNS,
-    LABEL_COLUMNS,
-    DataSet,
-    LeftOut,
-    Several,
-    Source,
-    by_words,
-    number_labels,
-    pick_column,
-    split_word,
-)
+from glmix.data.naming import IMAGE_COLUMNS, LABEL_COLUMNS, number_labels, pick_column, split_word
+from glmix.data.samples import DataSet, LeftOut, Several, Source, by_words
 from glmix.errors import UserError, needs
 
 HUB = "hf:"

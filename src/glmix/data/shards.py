@@ -19,7 +19,8 @@ from pathlib import Path
 
 from glmix.data.folders import TarPictures, Tree, is_rubbish
 from glmix.data.images import OTHERS, READABLE, is_image
-from glmix.data.samples import DataSet, LeftOut, Several, Source, by_words, label_of, number_labels, split_word
+from glmix.data.naming import label_of, number_labels, split_word
+from glmix.data.samples import DataSet, LeftOut, Several, Source, by_words
 from glmix.errors import UserError
 
 Member = tarfile.TarInfo

@@ -8,18 +8,8 @@ from typing import IO
 
 from glmix.data.folders import FolderPictures
 from glmix.data.images import READABLE
-from glmix.data.samples import (
-    IMAGE_COLUMNS,
-    LABEL_COLUMNS,
-    DataSet,
-    LeftOut,
-    Source,
-    by_words,
-    number_labels,
-    one_form,
-    pick_column,
-    split_word,
-)
+from glmix.data.naming import IMAGE_COLUMNS, LABEL_COLUMNS, number_labels, one_form, pick_column, split_word
+from glmix.data.samples import DataSet, LeftOut, Source, by_words
 from glmix.errors import UserError
 
 ENDINGS = (".csv", ".tsv", ".txt")

@@ -121,12 +121,6 @@ def slot_quality(
     return {name: averaged(found) for name, found in rows.items()}, len(images) - len(skipped), skipped
 
 
-def spread(count: int, limit: int) -> list[int]:
-    """At most `limit` of `count` places (0: all), spread evenly over them; data is often in order of its classes."""
-    chosen = min(limit or count, count)
-    return [(2 * i + 1) * count // (2 * chosen) for i in range(chosen)]
-
-
 def bounded(photo: Image.Image, mask: NDArray[np.uint8]) -> tuple[Image.Image, NDArray[np.uint8]]:
     """Photo and mask with a longer side of `LONGEST_SIDE` at most: partitions of the mask's size are held in memory."""
     scale = LONGEST_SIDE / max(mask.shape)
