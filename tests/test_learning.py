@@ -1,6 +1,7 @@
 """A run does what its options say: followed into optimiser, model and batches, by what really happens in it."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,13 +16,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from glmix.data.loading import Batch
+from glmix.data.loading import Batch, EpochOrder
+from glmix.data.samples import Sample
 from glmix.models import create_model
 from glmix.models.weights import read_checkpoint
 from glmix.tasks.classify import CLASSIFY, ClassifyLoss, ClassifyOptions
 from glmix.training.module import Trained
 from glmix.training.progress import read_rows
-from glmix.training.run import fit
+from glmix.training.run import fit, prepare
 
 TINY = {"dims": [32, 32, 32, 32], "depths": [1, 1, 1, 1], "slot_grid": [2, 2]}
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -210,6 +212,32 @@ def test_repeats_are_the_same_images_augmented_otherwise(tmp_path: Path):
     assert len(images) == 24 and len(set(colours)) == 8
     assert all(colours.count(colour) == 3 for colour in set(colours))
     assert len({image.numpy().tobytes() for image in images}) == 24
+
+
+@pytest.mark.parametrize(("processes", "accumulate"), [(4, 1), (2, 2), (1, 4)])
+def test_copies_of_an_image_are_dealt_to_the_batches_of_a_step(processes: int, accumulate: int):
+    """3 copies each, 4 batches a step: every batch has as many images as places, and all together 3 of each."""
+    orders = [EpochOrder(72, 6, True, 0, rank, processes, 3, accumulate) for rank in range(processes)]
+    keys = [list(order) for order in orders]
+    batches = [part[i : i + 6] for part in keys for i in range(0, len(part), 6)]
+    assert len(batches) == 12
+    assert all(len({index for _, index, _ in batch}) == 6 for batch in batches)
+    counts = Counter((index, repeat) for part in keys for _, index, repeat in part)
+    assert set(counts.values()) == {1} and len({index for index, _ in counts}) == 24
+    steps = [
+        {index for part in keys for _, index, _ in part[i : i + 6 * accumulate]} for i in range(0, 18, 6 * accumulate)
+    ]
+    assert all(len(images) == 8 for images in steps)  # copies stay in one step
+
+
+def test_validation_images_can_be_squashed(sides: Path, tmp_path: Path):
+    _, (_, loader) = prepare(CLASSIFY, options(sides, tmp_path, eval_fit="squash"))
+    wide = Image.new("RGB", (80, 40))
+    wide.paste((255, 255, 255), (70, 0, 80, 40))  # which the middle does not show
+    transform = loader.dataset.transform
+    assert transform(Sample(wide, 0)).image[..., -3:].mean() > 1
+    _, (_, loader) = prepare(CLASSIFY, options(sides, tmp_path))
+    assert loader.dataset.transform(Sample(wide, 0)).image[..., -3:].mean() < 0
 
 
 def test_a_replaced_image_brings_its_own_label(sides: Path, tmp_path: Path):

@@ -127,7 +127,8 @@ class EpochOrder(Sampler):
     not fill `accumulate` batches of every process is left out of it, other images each time. Processes take whole
     batches in turn, so several processes see the same micro-batches as one that accumulates their gradients. `repeats`
     above 1 is repeated augmentation (Hoffer et al., 2020): every image comes that often, with other randomness, and the
-    epoch is cut to its usual length.
+    epoch is cut to its usual length. Its copies are dealt in turn to the batches of a step, as in the reference to the
+    processes, so that BatchNorm sees as many images as a batch has where a step has as many batches.
 
     Unshuffled (evaluation), all images come once, in one fixed mixed order: data is sorted by class, and any beginning
     of it, such as the first batch or `limit` images, is to stand for the whole.
@@ -206,8 +207,11 @@ class EpochOrder(Sampler):
         if self.shuffle:
             order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
             keys = np.stack([np.repeat(order, self.repeats), np.tile(np.arange(self.repeats), self.length)], 1)
-            keys = keys[: len(self) * self.processes].reshape(-1, self.processes, self.batch_size, 2)
-            keys = keys[:, self.rank].reshape(-1, 2)
+            keys = keys[: len(self) * self.processes]
+            if self.repeats > 1:
+                dealt = keys.reshape(self.steps, self.batch_size, self.processes * self.accumulate, 2)
+                keys = dealt.swapaxes(1, 2)
+            keys = keys.reshape(-1, self.processes, self.batch_size, 2)[:, self.rank].reshape(-1, 2)
         else:
             order = np.random.default_rng(self.seed).permutation(self.length)[self.rank :: self.processes]
             keys = np.stack([order, np.zeros_like(order)], 1)[: len(self)]

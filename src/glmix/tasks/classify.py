@@ -1,7 +1,7 @@
 """Classification: one label an image."""
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,7 @@ class ClassifyOptions(TrainOptions, Augmentation):
         start_size: side in the first epoch, growing to image_size by two thirds of the run; 0 for image_size.
         eval_size: side of validation images; 0 for image_size.
         eval_crop: share of the shorter side that validation images keep.
+        eval_fit: crop takes the middle of a validation image, squash all of it whatever its aspect.
         repeats: how often an image comes, augmented anew, in an epoch of unchanged length (repeated augmentation).
         mixup: alpha of mixup; 0 for none.
         cutmix: alpha of cutmix; 0 for none.
@@ -47,6 +48,7 @@ class ClassifyOptions(TrainOptions, Augmentation):
     start_size: SideOrZero = 0
     eval_size: SideOrZero = 0
     eval_crop: ShareAboveZero = 1.0
+    eval_fit: Literal["crop", "squash"] = "crop"
     repeats: PositiveInt = 1
     mixup: NonNegativeFloat = 0.2
     cutmix: NonNegativeFloat = 1.0
@@ -89,7 +91,7 @@ def prepare(options: ClassifyOptions, model: Any) -> Preparation:
     """How the run prepares validation images."""
     side = options.eval_size or options.image_size
     usual = Preparation.of(config_of(model))
-    return replace(usual, size=(side, side), channels=model.in_chans, crop=options.eval_crop)
+    return replace(usual, size=(side, side), channels=model.in_chans, resize=options.eval_fit, crop=options.eval_crop)
 
 
 def training(
