@@ -254,11 +254,11 @@ def test_other_data_is_refused_on_resume(photos: Path, finished: Path, tmp_path:
             shutil.copytree(photos / split / name, renamed / split / other)
     shutil.copytree(photos, fewer)
     (fewer / "train" / "red_thing" / "3.png").unlink()
-    before = (finished / "best.safetensors").read_bytes()
+    before = {name: (finished / name).read_bytes() for name in ("best.safetensors", "config.yaml")}
     for data, says in ((renamed, "other classes"), (fewer, "other training images")):
         assert train(data, finished, "--resume", "--epochs", "4") == 2
         assert says in capsys.readouterr().err
-    assert (finished / "best.safetensors").read_bytes() == before
+    assert before == {name: (finished / name).read_bytes() for name in before}
     shutil.copytree(photos, tmp_path / "moved")
     assert train(tmp_path / "moved", finished, "--resume", "--epochs", "4") == 0
 

@@ -84,8 +84,8 @@ def where_to_begin(out: Path, resume: bool) -> Path | None:
     return point
 
 
-def occupy(out: Path) -> FileLock:
-    """A lock on a run's folder, held as long as the result lives, or the process.
+def occupy(out: Path) -> FileLock | None:
+    """A lock on a run's folder, held until it is released or the process ends; none where the file system has no locks.
 
     Raises:
         UserError: another process trains in it.
@@ -96,6 +96,8 @@ def occupy(out: Path) -> FileLock:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise UserError(f"{out}: another process trains there now; wait for it, or choose another --out") from error
+    except NotImplementedError:  # as on some clusters
+        return None
     return lock
 
 

@@ -52,8 +52,6 @@ def fit(task: Task, options: TrainOptions) -> Trained:
     pl.seed_everything(options.seed, verbose=False)
     trainer = make_trainer(options)
     trained, loaders = prepare(task, options, trainer.global_rank, trainer.world_size)
-    if first:
-        describe_run(options, out)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Lightning's advice on its own internals
@@ -182,6 +180,7 @@ def make_trainer(options: TrainOptions) -> pl.Trainer:
         logger=TensorBoardLogger(out, name="tensorboard", version=""),
         callbacks=[
             ResumePoints(out, options.checkpoint_steps),
+            Describe(options, out),
             EpochRows(out),
             *([TQDMProgressBar()] if interactive else []),
         ],
@@ -199,6 +198,17 @@ def lightning_precision(precision: str) -> Any:
         has_bf16 = torch.cuda.is_bf16_supported() if cuda else torch.cpu.get_capabilities().get("avx512_bf16", False)
         precision = "bf16" if has_bf16 else "fp32"
     return {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}[precision]
+
+
+class Describe(pl.Callback):
+    """`describe_run`, once it is settled that the run goes on: a refused one must not change its own options."""
+
+    def __init__(self, options: TrainOptions, out: Path) -> None:
+        self.options, self.out = options, out
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            describe_run(self.options, self.out)
 
 
 def describe_run(options: TrainOptions, out: Path) -> None:
