@@ -25,7 +25,8 @@ class TrainOptions:
 
     Args:
         task: what to train for; `glmix train --task TASK --help` shows the options of each.
-        data: what to learn from.
+        data: what to learn from: class folders, a tar of them, shards, a table of files and labels, parquet, hf:OWNER/NAME
+            (the guide to data has all); 'scenes' generates images.
         out: folder of the run: checkpoints, logs, curves.
         resume: go on with the run in `out` from its last resume point; with no run there, begin it.
         seed: of weights, order and augmentation.
