@@ -179,6 +179,12 @@ def test_mistakes(
     assert says in mistake(capsys, *[a.format(tmp=tmp_path, run=run, photos=photos) for a in arguments])
 
 
+def test_a_mistake_leaves_no_run_behind(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    for more in (["--data", tmp_path / "none"], ["--data", photos, "--model_args", "{dims: 3}", "--batch-size", 8]):
+        mistake(capsys, "train", "--out", tmp_path / "run", *more)
+        assert not (tmp_path / "run").exists()
+
+
 def test_the_installed_command_shows_help():
     command = Path(sys.executable).with_name("glmix")
     shown = subprocess.run(

@@ -10,6 +10,8 @@ import os
 import signal
 import subprocess
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,11 +86,12 @@ def where_to_begin(out: Path, resume: bool) -> Path | None:
     return point
 
 
-def occupy(out: Path) -> FileLock | None:
-    """A lock on a run's folder, held until it is released or the process ends; none where the file system has no locks.
+@contextmanager
+def occupied(out: Path) -> Iterator[None]:
+    """Within it no other process trains in `out`; a lock that goes with its process, where the file system has locks.
 
     Raises:
-        UserError: another process trains in it.
+        UserError: another process trains there.
     """
     out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / ".lock")
@@ -96,9 +99,12 @@ def occupy(out: Path) -> FileLock | None:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise UserError(f"{out}: another process trains there now; wait for it, or choose another --out") from error
-    except NotImplementedError:  # as on some clusters
-        return None
-    return lock
+    except NotImplementedError:  # no locks, as on some clusters
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @dataclass

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from base64 import b64encode
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from glmix.models.description import Description
 from glmix.training.module import Trained
 from glmix.training.options import TrainOptions
 from glmix.training.progress import EpochRows, write_report
-from glmix.training.resuming import ResumePoints, SafeCheckpointIO, occupy, where_to_begin
+from glmix.training.resuming import ResumePoints, SafeCheckpointIO, occupied, where_to_begin
 from glmix.training.task import Task
 
 
@@ -46,14 +47,13 @@ def fit(task: Task, options: TrainOptions) -> Trained:
     """
     options.check_machine(torch.cuda.is_available())
     out, first = Path(options.out), is_first_process()
-    lock = occupy(out) if first else None
     begun_at = where_to_begin(out, options.resume)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     pl.seed_everything(options.seed, verbose=False)
     trainer = make_trainer(options)
     trained, loaders = prepare(task, options, trainer.global_rank, trainer.world_size)
     try:
-        with warnings.catch_warnings():
+        with occupied(out) if first else nullcontext(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Lightning's advice on its own internals
             trainer.fit(trained, *loaders, ckpt_path=begun_at, weights_only=False)
     except RuntimeError as error:
@@ -68,9 +68,6 @@ def fit(task: Task, options: TrainOptions) -> Trained:
         status = int(error.code or 0)
         status = status if status > 128 else 130  # a second Ctrl-C, which Lightning makes a 1 of
         raise Stopped(f"{out}: stopped; the same command with --resume goes on", status) from error
-    finally:
-        if lock:
-            lock.release()
     if first:
         write_report(out)
     return trained
