@@ -442,3 +442,14 @@ def glmix_main(*arguments: object) -> int:
     from glmix.cli import main
 
     return main([str(a) for a in arguments])
+
+
+def test_the_papers_style(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """One figure, of the second and fifth block where there are no ten; others on demand; nothing else is taken."""
+    photo, out = tmp_path / "a.png", tmp_path / "slots"
+    Image.new("RGB", (60, 40), "orange").save(photo)
+    output(capsys, "explain", photo, "--style", "paper", "--image-size", 64, "--out", out)
+    assert [path.name for path in out.iterdir()] == [f"{photo.stem}.paper.png"]
+    output(capsys, "explain", photo, "--style", "paper", "--blocks", 0, "--image-size", 64, "--out", out)
+    for more in (["--figures", "slots"], ["--normalize"], ["--block", 1]):
+        mistake(capsys, "explain", photo, "--style", "paper", "--out", out, *more)

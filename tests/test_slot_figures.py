@@ -365,3 +365,23 @@ def test_figures_are_written_whole(tmp_path: Path) -> None:
     assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
     figures.save_figure(Figure(figsize=(1, 1)), path)
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_papers_figure(seen: Look):
+    """The photo, all maps of each block on a scale of its own, and the framed ones large in the same colours."""
+    figure = figures.plot_paper(drawn(), seen.maps[:2])
+    assert same_parts(figure.axes[0].images[0].get_array())
+    for maps in seen.maps[:2]:
+        all_maps = [axis for axis in figure.axes if maps.block in axis.get_title()]
+        assert len(all_maps) == 1
+        shown = all_maps[0].images[0]
+        assert shown.get_clim() == (0, 1) and shown.get_cmap().name == "viridis"
+        assert np.nanmax(shown.get_array()) == 1 and np.nanmin(shown.get_array()) == 0
+    views = titled(figure, r"slot (\d)$")
+    assert sorted(int(match[1]) for match, _ in views) == [0, 0, 1, 1, 2, 2, 3, 3]
+    for match, axis in views:
+        own = cells(axis.images[0].get_array()) > 0.5
+        assert (own == (int(match[1]) == TRUTH)).all()
+    frames = [[patch.get_edgecolor() for patch in axis.patches] for axis in figure.axes]
+    small, large = [f for f in frames if len(f) == 4], [f[0] for f in frames if len(f) == 1]
+    assert len(small) == 2 and [*small[0], *small[1]] == large

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal
 
 from matplotlib.figure import Figure
 
@@ -17,6 +17,7 @@ from glmix.slots.figures import (
     idle_at,
     plot_attention,
     plot_depths,
+    plot_paper,
     plot_patches,
     plot_regions,
     plot_slots,
@@ -33,6 +34,8 @@ FIGURES = {  # and the options that each uses
     "attention": ("block", "slot"),
     "patches": ("block",),
 }
+PAPER = {"paper": ("blocks", "slots")}  # the one figure of the paper's style
+PAPER_BLOCKS = (1, 4, 9)  # the second, fifth and tenth
 FOLDER = ("block", "slots", "merge", "batch_size")  # the options that --folder uses
 FORMATS = ("png", "pdf", "svg")
 
@@ -41,6 +44,7 @@ def explain(
     images: list[str] = [],  # noqa: B006  (the command line needs a default it can print; never changed)
     out: str = "slots",
     checkpoint: str = SHIPPED,
+    style: Literal["glmix", "paper"] = "glmix",
     figures: str | None = None,
     format: str | None = None,  # noqa: A002  (the option's name)
     block: int | None = None,
@@ -60,6 +64,8 @@ def explain(
         images: image files, of any size and aspect.
         out: folder for what is written.
         checkpoint: run folder, file (ours or a released one) or model name; left out, the weights that ship.
+        style: glmix, or paper: one figure in the paper's form, of the second, fifth and tenth block where --blocks names
+            no others.
         figures: which, of slots, depths, regions, attention, patches; with commas between, or 'none'; left out, all.
         format: png, pdf or svg; several with commas between; left out, png.
         block: which GLMix block, counted from 0; left out (or -1), the last.
@@ -75,7 +81,10 @@ def explain(
     """
     if bool(images) == bool(folder):
         raise UserError("name the images, or one --folder of them" + (", not both" if images else ""))
-    wanted = chosen("--figures", figures or "all", list(FIGURES))
+    if style == "paper":
+        refuse("--figures", figures is not None, "the paper's style has one figure of its own")
+        refuse("--style", bool(folder), "of no use with --folder")
+    wanted = ["paper"] if style == "paper" else chosen("--figures", figures or "all", list(FIGURES))
     formats = chosen("--format", format or "png", FORMATS)
     if not (wanted or report or folder):
         raise UserError("nothing to write: choose --figures, or --report")
@@ -85,7 +94,7 @@ def explain(
         refuse_unused(given | {"figures": figures, "report": report or None}, FOLDER, "of no use with --folder")
     else:
         refuse("--batch-size", batch_size is not None, "only with --folder")
-        used = {option for name in wanted for option in FIGURES[name]} | ({"format"} if wanted else set())
+        used = {option for name in wanted for option in (FIGURES | PAPER)[name]} | ({"format"} if wanted else set())
         refuse_unused(given, used, f"of no use for the figures asked for ({', '.join(wanted) or 'none'})")
     block, slot, slots = filled(block, -1), filled(slot, -1), filled(slots, 4)
     merge, batch_size = filled(merge, 0.4), filled(batch_size, 16)
@@ -101,13 +110,15 @@ def explain(
     for number in (block, *(blocks or [])):
         check_block(model, number)
     block %= len(model.slot_mixers())
-    preparation = cast(Preparation, described.prepared)  # which `load` always fills in
+    preparation = described.prepared
     if folder:
         weights = {"model": described.model, "model_args": described.model_args, "weights": fingerprint(model)}
         job = Job(model, preparation, block, slots, merge, batch_size, weights)
         write_folder(Path(folder), Path(out), job)
         return
-    depths = list(dict.fromkeys(i % len(model.slot_mixers()) for i in blocks)) if blocks else spread(model)
+    count = len(model.slot_mixers())
+    usual = [i for i in PAPER_BLOCKS if i < count] if style == "paper" else spread(model)
+    depths = list(dict.fromkeys(i % count for i in blocks)) if blocks else usual or spread(model)
     places = Path(out)
     places.mkdir(parents=True, exist_ok=True)
     skipped: list[Skipped] = []
@@ -117,6 +128,7 @@ def explain(
         "regions": lambda seen: plot_regions(seen.shown, seen.maps[block], merge=merge),
         "attention": lambda seen: plot_attention(seen.shown, seen.maps[block], slot=None if slot < 0 else slot),
         "patches": lambda seen: plot_patches(seen.shown, seen.maps[block]),
+        "paper": lambda seen: plot_paper(seen.shown, [seen.maps[i] for i in depths], count=slots),
     }
     seen = looked_at(model, preparation, images, skipped)
     looks = written(seen, places, {k: draw[k] for k in wanted}, formats)

@@ -2,13 +2,12 @@
 
 import json as json_module
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from glmix.commands.common import load_for_images, pick_device
 from glmix.console import progress
-from glmix.data.prepare import Preparation
 from glmix.data.samples import spread
 from glmix.data.voc import open_masks
 from glmix.errors import UserError
@@ -44,7 +43,7 @@ def slots(
     if limit < 0:
         raise UserError(f"--limit {limit}: at least 1, or 0 for all")
     model, described = load_for_images(checkpoint, image_size)
-    preparation = cast(Preparation, described.prepared)  # which `load` always fills in
+    preparation = described.prepared  # which `load` always fills in
     if random_weights:
         torch.manual_seed(0)
         arguments: dict[str, Any] = {"in_chans": preparation.channels} | described.model_args

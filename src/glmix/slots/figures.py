@@ -207,6 +207,52 @@ def plot_depths(image: Image.Image, depths: Sequence[SlotMaps], index: int = 0, 
     return figure
 
 
+def plot_paper(image: Image.Image, depths: Sequence[SlotMaps], index: int = 0, count: int = 4) -> Figure:
+    """The paper's own form: the photo, and of each block all assignment maps and its representative ones, large.
+
+    Each map has a scale of its own, so that faint ones look like strong ones; the other figures share one. What is
+    framed among the small maps is large beside them, in a frame of the same colour.
+
+    Args:
+        image: as it is to be shown.
+        depths: of each block, from `slot_maps`, in the order to show.
+        index: which image of the batch.
+        count: number of representative slots.
+
+    Source: paper, figure 4 and the reference's visualisations, in viridis.
+    """
+    array = np.asarray(image)
+    colors = colormaps["tab10"](np.arange(count) % 10)
+    width, height = WIDTH, WIDTH / (1 + 2 * len(depths)) * array.shape[0] / array.shape[1] + 0.9
+    figure = Figure(figsize=(1.6 * width, 1.6 * height), dpi=150, layout="constrained")
+    panels: Any = figure.subfigures(1, 1 + 2 * len(depths))
+    show(panels[0].subplots(), array, "input")
+    for place, maps in enumerate(depths):
+        assignment = maps.assignment[index].float().cpu()
+        chosen = representative_slots(assignment, count)
+        weights = assignment.numpy()
+        low, high = weights.min((1, 2), keepdims=True), weights.max((1, 2), keepdims=True)
+        scaled = (weights - low) / np.maximum(high - low, 1e-12)
+        framed = np.pad(scaled, ((0, 0), (1, 1), (1, 1)), constant_values=np.nan)
+        axis = panels[1 + 2 * place].subplots()
+        show(
+            axis, tiled(framed, places(maps), np.nan), caption(maps, index, narrow=True), cmap="viridis", vmin=0, vmax=1
+        )
+        side = ceil(len(chosen) ** 0.5)
+        views = list(panels[2 + 2 * place].subplots(ceil(len(chosen) / side), side, squeeze=False).flat)
+        for view in views:
+            view.set_axis_off()
+        h, w = framed.shape[1:]
+        for view, slot, color in zip(views, chosen, colors, strict=False):
+            row, column = divmod(slot, places(maps)[1])
+            corner = column * w - 0.5, row * h - 0.5
+            axis.add_patch(Rectangle(corner, w, h, fill=False, edgecolor=color, linewidth=2))
+            show(view, scaled[slot], f"slot {slot}", color, cmap="viridis", vmin=0, vmax=1)
+            frame = Rectangle((-0.5, -0.5), w - 2, h - 2, fill=False, edgecolor=color, linewidth=4)
+            view.add_patch(frame)
+    return figure
+
+
 def plot_regions(image: Image.Image, maps: SlotMaps, index: int = 0, merge: float = 0.4) -> Figure:
     """A segmentation-like picture: the strongest slot of each pixel, and those regions merged that hardly differ.
 
