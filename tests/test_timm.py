@@ -10,13 +10,13 @@ import timm
 import torch
 from timm.layers import SelectAdaptivePool2d
 from timm.models import group_parameters
-from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 from torchvision.ops import FeaturePyramidNetwork
 from transformers import TimmBackbone, TimmBackboneConfig
 
 from glmix.models.glnet import MODEL_NAMES, PUBLISHED, GLNet
+from glmix.training.optim import parameter_groups
 
 SMALL: dict[str, Any] = {"dims": (32, 64, 96, 128), "depths": (1, 1, 2, 1)}
 FAMILIES = ["glnet_pico", "glnet_stl", "glnet_stl_paramslot", "glnet_16g", "glnet_4g_tklb"]
@@ -129,9 +129,9 @@ def test_groups_of_layers(variant: str) -> None:
 @pytest.mark.parametrize("variant", MODEL_NAMES)
 def test_layer_wise_learning_rates(variant: str) -> None:
     model = small(variant, num_classes=5)
-    optimizer = create_optimizer_v2(model, "adamw", lr=1.0, weight_decay=0.05, layer_decay=0.5)
-    scale = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
-    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    groups = parameter_groups(model, weight_decay=0.05, layer_decay=0.5)
+    scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     parameters = dict(model.named_parameters())
     assert scale.keys() == {id(p) for p in parameters.values()}
     assert scale[id(parameters["stem.0.weight"])] < scale[id(parameters["stages.3.blocks.0.mlp.fc1.weight"])]

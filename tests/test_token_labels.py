@@ -254,6 +254,24 @@ def test_published_maps_are_read_as_ours(published: Path, photos: Path, labels: 
             assert np.array_equal(one, other)
 
 
+def test_an_image_comes_with_its_own_map(photos: Path, tmp_path: Path):
+    """Maps that say nothing but the class of their image: in every batch they say what the label says."""
+    images, root = open_split(photos, "train"), tmp_path / "maps"
+    for file, label in zip(images.files, images.targets, strict=True):
+        path = root / images.classes[label] / f"{Path(file).stem}.pt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(torch.stack([torch.full((1, 4, 4), 9.0), torch.full((1, 4, 4), float(label))]).half(), path)
+    options = TokenLabelOptions(
+        data=str(photos), out=str(tmp_path), token_labels=str(root), model_args={"token_labeling": True}, image_size=64,
+        batch_size=8, workers=0, auto_augment=POLICY,
+    )  # fmt: skip
+    _, (loader, _) = prepare(TOKEN_LABEL, options)
+    for batch in loader:
+        labels, indices, _, _ = batch.targets
+        assert set(labels.tolist()) == {0, 1}
+        assert (indices == labels[:, None, None, None]).all()
+
+
 DAMAGES = {
     "cut": (lambda path: path.write_bytes(path.read_bytes()[:400]), "damaged or cut"),
     "empty": (lambda path: path.write_bytes(b""), "damaged or cut"),
