@@ -136,7 +136,22 @@ def test_a_bad_image_never_ends_a_run(photos: Path, tmp_path: Path, capsys: pyte
         (["train", "--drop-path", "1.5"], "between 0 and 1"),
         (["train", "--start-size", "256"], "start_size 256 is above image_size 128"),
         (["train", "--eval-size", "20"], "0 or at least 32"),
-        (["train", "--precision", "fp8"], "fp8"),
+        (["train", "--precision", "fp8"], "one of auto, bf16, fp16, fp32, not fp8"),
+        (["train", "--precision", "fp16"], "--precision fp16 needs CUDA"),
+        (["train", "--epochs", "1.5"], "epochs must be a whole number, not 1.5"),
+        (["train", "--lr", "inf"], "lr must be above 0"),
+        (["train", "--weight-decay", "inf"], "weight_decay must be at least 0"),
+        (["train", "--task", "token-label", "--data", "{photos}", "--batch-size", "8"], "needs --token-labels"),
+        (["train", "--auto-augment", "rand-m99x", "--data", "{photos}", "--batch-size", "8"], "no policy of timm"),
+        (["train", "--model-args", "{{num_classes: 3}}", "--data", "{photos}", "--batch-size", "8"], "leave it out"),
+        (["train", "--model-args", "{{in_chans: 4}}", "--data", "{photos}", "--batch-size", "8"], "of 4 channels"),
+        (["train", "--model-args", "{{dims: [0, 0, 0, 0]}}", "--data", "{photos}", "--batch-size", "8"], "of 32"),
+        (["train", "--model-args", "{{depths: [1, 1]}}", "--data", "{photos}", "--batch-size", "8"], "as many"),
+        (
+            ["train", "--model-args", "{{slot_grid: [1.5, 2]}}", "--data", "{photos}", "--batch-size", "8"],
+            "such as 7 7",
+        ),
+        (["eval", "--data", "{photos}", "--workers", "-5"], "workers must be at least -1"),
         (["train", "--strategy", "fsdp", "--ema", "0"], "--strategy fsdp needs CUDA"),
         (["train", "--sync-bn"], "--sync-bn needs CUDA"),
         (["train", "--dense-weight", "0.3"], "dense"),
@@ -382,6 +397,18 @@ def test_a_training_outlives_its_reader(photos: Path, tmp_path: Path):
     assert read_checkpoint(tmp_path / "run" / "last.safetensors")[0].info["epoch"] == 2
 
 
+def test_streams_that_were_closed_before_it_began(run: Path, photos: Path, tmp_path: Path):
+    picture = next((photos / "val").rglob("*.png"))
+    for more in (
+        ["predict", "--checkpoint", run, picture],
+        ["models"],
+        ["eval", "--checkpoint", run, "--data", photos],
+    ):
+        command = [sys.executable, "-m", "glmix.cli", *map(str, more)]
+        done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *command], capture_output=True, timeout=300)
+        assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
+
+
 def test_names_that_no_terminal_can_show(run: Path, photos: Path, tmp_path: Path):
     """A terminal that knows ASCII alone, and a name that is no text in any encoding."""
     picture = next((photos / "val").rglob("*.png"))
@@ -394,6 +421,11 @@ def test_names_that_no_terminal_can_show(run: Path, photos: Path, tmp_path: Path
         done = subprocess.run(command, capture_output=True, env=environment, timeout=300)
         assert done.returncode == 0, done.stderr
         assert len(done.stdout.splitlines()) == 2
+    for more, environment in (([*names, "--report"], ascii_only), (["--folder", os.fsencode(tmp_path)], os.environ)):
+        command = [sys.executable, "-m", "glmix.cli", "explain", "--checkpoint", str(run), *more]
+        command += ["--out", os.fsencode(tmp_path) + b"/slots\xe9"]
+        done = subprocess.run(command, capture_output=True, env=environment, timeout=300)
+        assert done.returncode == 0, done.stderr
     data = os.fsencode(tmp_path) + b"/d\xe9/"
     shutil.copytree(photos, os.fsdecode(data))
     options = "--epochs 1 --batch-size 8 --image-size 32 --workers 0".split()

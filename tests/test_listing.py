@@ -268,6 +268,8 @@ def test_links_within_a_tar(tmp_path: Path):
         "TrainSet ValSet",
         "train2017 val2017",
         "imagenet_train imagenet_val",
+        "traindata testdata",
+        "trainimages validationimages",
         "seg_train/seg_train seg_test/seg_test",
         "train/train valid/valid",
         "Train/TRAIN eval/Eval",
@@ -333,6 +335,13 @@ def test_a_split_beside_other_classes_is_asked_about(tmp_path: Path):
         open_split(tree, "val")
 
 
+def test_splits_without_a_class_in_common_are_refused(tmp_path: Path):
+    """As where validation images lie in one folder, with their labels in a list beside it."""
+    tree = fill(tmp_path, numbered("train/n1/images train/n2/images val/images"))
+    with pytest.raises(UserError, match="no class is in both splits .train: n1 .*; val: images"):
+        open_split(tree, "train")
+
+
 def test_one_split_alone_is_split(tmp_path: Path):
     tree = fill(tmp_path, numbered("train/cat train/dog", 30))
     data = open_data(tree)
@@ -361,7 +370,9 @@ def test_sets_of_another_task_are_named_as_such(tmp_path: Path, layout: str, aro
         open_data(tree)
 
 
-@pytest.mark.parametrize("folders", ["images masks", "train val test", "Images Annotations", "train train_masks"])
+@pytest.mark.parametrize(
+    "folders", ["images masks", "img gt", "train val test", "Images Annotations", "train train_masks"]
+)
 def test_parts_and_splits_without_classes_are_no_classes(tmp_path: Path, folders: str):
     with pytest.raises(UserError, match="hold images, but no class folders; a classifier needs"):
         open_data(fill(tmp_path, numbered(folders)))

@@ -228,6 +228,17 @@ def test_a_run_without_resume_points_is_not_begun_anew(loss: str, resume, photos
     assert before == {name: (finished / name).read_bytes() for name in before}
 
 
+def test_damaged_resume_points_are_kept_where_no_weights_are_yet(photos: Path, finished: Path, capsys):
+    """As before the first validation: bytes that may be mended are not written over."""
+    for weights in finished.glob("*.safetensors"):
+        weights.unlink()
+    for point in finished.glob("resume*.ckpt"):
+        point.write_bytes(b"nothing")
+    assert train(photos, finished, "--resume") == 2
+    assert "bring them back" in capsys.readouterr().err
+    assert (finished / "resume.ckpt").read_bytes() == b"nothing"
+
+
 def test_resume_begins_a_missing_run_and_says_so(photos: Path, undisturbed: Path, tmp_path: Path, capsys):
     assert train(photos, tmp_path / "new", "--resume") == 0
     assert "nothing to resume, so the run begins" in capsys.readouterr().err
@@ -324,6 +335,26 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None
     until = time.monotonic() + seconds
     while not condition() and process.poll() is None and time.monotonic() < until:
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("batch", [2, 3])
+def test_sigterm_within_an_accumulated_step_waits_for_its_end(batch: int, photos: Path, tmp_path: Path, monkeypatch):
+    """A signal at any of the batches of a step, as in the middle of a save, costs nothing."""
+    accumulated = ("--accumulate", "2", "--checkpoint-steps", "0")
+    assert train(photos, tmp_path / "whole", *accumulated) == 0
+    step = Trained.training_step
+
+    def told(self: Trained, images: object, number: int):
+        if number == batch and self.current_epoch == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, images, number)
+
+    monkeypatch.setattr(Trained, "training_step", told)
+    assert train(photos, tmp_path / "run", *accumulated) == 128 + signal.SIGTERM
+    monkeypatch.undo()
+    assert torch.load(tmp_path / "run" / "resume.ckpt", weights_only=False)["position"] == {"epoch": 0, "images": 16}
+    assert train(photos, tmp_path / "run", "--resume") == 0
+    assert_same(tmp_path / "whole", tmp_path / "run")
 
 
 def test_sigterm_stops_after_the_step_and_resumes(photos: Path, undisturbed: Path, tmp_path: Path):

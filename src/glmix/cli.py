@@ -49,8 +49,17 @@ class Parser(ArgumentParser):
         given = unknown[1].replace("-", "_") if unknown else ""
         near = [n for n in difflib.get_close_matches(given, [a.dest for a in self._actions], 1) if n != given]
         hint = f"; did you mean --{near[0].replace('_', '-')}?" if near else f"; see {self.prog} --help"
+        choices = re.search(r"Expected a typing\.Literal\[(.*?)\]\. Got value: (.*)", text)
+        whole = re.search(r"invalid literal for int\(\) with base 10: '(.*?)'", text)
+        no_kind = re.search(r"any of the Union subtypes .* Given value: (.*)", text)
         if name and restriction:
             text = f"{name[1]} must be {in_words(restriction[2])}, not {restriction[1]}"
+        elif name and choices:
+            text = f"{name[1]} must be one of {choices[1].replace(chr(39), '')}, not {choices[2]}"
+        elif name and whole:
+            text = f"{name[1]} must be a whole number, not {whole[1]}"
+        elif name and no_kind:
+            text = f"{name[1]} cannot be {no_kind[1]}"
         text = re.sub(r"(?<=--)\w+", lambda m: m[0].replace("_", "-"), text)
         raise UserError(self.file + text[:300] + hint)
 
@@ -235,7 +244,8 @@ def answer(arguments: list[str]) -> int:
         print(__version__)
         return 0
     command, *rest = arguments
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, 1)

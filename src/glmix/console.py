@@ -29,7 +29,10 @@ def mute(stream: TextIO) -> None:
 
 
 def lenient() -> None:
-    """Let any file name be printed: what a terminal cannot show becomes an escape."""
+    """Let any file name be printed: what a terminal cannot show becomes an escape; and all where nobody listens at all."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed before the program began, as by `>&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  (open as long as the program runs)
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError):  # streams that a test put there
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -7,6 +7,12 @@ from pathlib import Path
 from typing import IO, Any
 
 
+def plain_name(name: str, longest: int) -> str:
+    """A file's name for a new file: text, of `longest` bytes at most; what is no text in it is replaced by a sign."""
+    text = os.fsencode(name).decode(errors="replace")
+    return os.fsdecode(text.encode()[:longest].decode(errors="ignore").encode())
+
+
 @contextmanager
 def written_whole(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
     """A file to write to, as by `open`: it is beside `path` until all is written and synced, then takes its name."""

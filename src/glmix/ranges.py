@@ -6,9 +6,7 @@ from typing import Any, get_type_hints
 
 from jsonargparse.typing import (
     ClosedUnitInterval,
-    NonNegativeFloat,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     restricted_number_type,
 )
@@ -17,6 +15,8 @@ __all__ = ["Decay", "NonNegativeFloat", "NonNegativeInt", "Pair", "PositiveFloat
            "ShareAboveZero", "Side", "SideOrZero", "Workers", "check_ranges", "in_words"]  # fmt: skip
 
 Share = ClosedUnitInterval
+PositiveFloat = restricted_number_type("FiniteAboveZero", float, [(">", 0), ("<", float("inf"))])
+NonNegativeFloat = restricted_number_type("FiniteFromZero", float, [(">=", 0), ("<", float("inf"))])
 ShareAboveZero = restricted_number_type("ShareAboveZero", float, [(">", 0), ("<=", 1)])
 Decay = restricted_number_type("Decay", float, [(">=", 0), ("<", 1)])
 Side = restricted_number_type("Side", int, (">=", 32))  # pixels: the network's stride

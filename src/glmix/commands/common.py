@@ -24,6 +24,7 @@ def print_skipped(skipped: Sequence[Skipped]) -> None:
 def load_for_images(checkpoint: str, image_size: int = 0) -> tuple[Any, Description]:
     """Model on its device and description of a checkpoint, which prepares images at `image_size` if that is given."""
     model, described = load(checkpoint)
+    described.preparation = described.prepared.checked()
     if image_size:
-        described.preparation = described.prepared.at(image_size)
+        described.preparation = described.preparation.at(image_size)
     return model.to(pick_device()), described

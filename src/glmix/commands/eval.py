@@ -13,6 +13,7 @@ from glmix.data.samples import DataSet, Source, spread
 from glmix.errors import UserError
 from glmix.models import SHIPPED, backbone_of
 from glmix.models.description import Description
+from glmix.ranges import Workers
 from glmix.tasks import task_named
 from glmix.training.evaluate import evaluate, shuffled_slots
 
@@ -24,7 +25,7 @@ def eval(  # noqa: A001  (the command's name)
     image_size: int = 0,
     slot_grid: tuple[int, int] | None = None,
     shuffle_slots: bool = False,
-    workers: int = -1,
+    workers: Workers = -1,
     limit: int = 0,
     json: bool = False,
 ) -> None:

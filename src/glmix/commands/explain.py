@@ -11,6 +11,7 @@ from glmix.data.images import BadImage, read_image
 from glmix.data.prepare import Preparation
 from glmix.data.samples import Skipped
 from glmix.errors import UserError
+from glmix.files import plain_name
 from glmix.models import SHIPPED, GLNet
 from glmix.models.weights import fingerprint
 from glmix.slots.figures import (
@@ -198,7 +199,7 @@ def looked_at(model: GLNet, preparation: Preparation, paths: list[str], skipped:
         except BadImage as error:
             skipped.append(Skipped(error.name, error.reason))
             continue
-        stem = Path(path).stem.encode()[:LONGEST_NAME].decode(errors="ignore")
+        stem = plain_name(Path(path).stem, LONGEST_NAME)
         name, number = stem, 2
         while name in names:  # photos of one name from several folders
             name, number = f"{stem}-{number}", number + 1

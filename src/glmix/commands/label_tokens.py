@@ -5,6 +5,7 @@ from pathlib import Path
 from glmix.commands.common import pick_device, print_skipped
 from glmix.data.sources import open_split
 from glmix.errors import UserError
+from glmix.ranges import Workers
 from glmix.tasks.labelling import write_labels
 
 
@@ -16,7 +17,7 @@ def label_tokens(
     size: int = 0,
     weights: str = "",
     batch_size: int = 64,
-    workers: int = -1,
+    workers: Workers = -1,
 ) -> None:
     """Write what a teacher sees at every place of the training images; the same command goes on where it was stopped.
 

@@ -26,7 +26,19 @@ RUBBISH = {
     *("temporary items", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "picasa.ini"),
 }
 # Words that folders' names are made of in sets for detection and segmentation, where none of them is a class:
-PARTS = {"label", "labels", "mask", "masks", "annotation", "annotations", "annot", "images", "image"}
+PARTS = {
+    "label",
+    "labels",
+    "mask",
+    "masks",
+    "annotation",
+    "annotations",
+    "annot",
+    "images",
+    "image",
+    "gt",
+    "groundtruth",
+}
 STREETS = {"leftimg8bit", "gtfine", "gtcoarse"}  # of Cityscapes
 COCO = re.compile(r"(annotations/(instances|captions|person_keypoints|stuff|panoptic)_\w+|_annotations\.coco)\.json$")
 

@@ -96,7 +96,7 @@ def readable_names(classes: list[str]) -> list[str]:
 def words_of(text: str) -> list[str]:
     """The words of a path or name, in small letters: "ImageNet_trainSet2" has image, net, train and set."""
     words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", text)]
-    return [w.removesuffix("set") if w.removesuffix("set") in SPLIT_WORDS else w for w in words]
+    return [next((w.removesuffix(end) for end in FILLERS if w.removesuffix(end) in SPLIT_WORDS), w) for w in words]
 
 
 def split_word(text: str) -> str:

@@ -75,6 +75,18 @@ class Preparation:
             raise UserError(f"images of {side} px are below {LEAST_SIDE}, the network's stride")
         return replace(self, size=(side, side))
 
+    def checked(self) -> "Preparation":
+        """Itself.
+
+        Raises:
+            UserError: pictures are not read in so many channels.
+        """
+        if self.channels not in (1, 3):
+            raise UserError(
+                f"a network for images of {self.channels} channels (in_chans); pictures are read as grey, 1, or RGB, 3"
+            )
+        return self
+
     def tensor(self, picture: Image.Image) -> Tensor:
         """A picture of the right size as the network's input (C, H, W): of its channels, normalised."""
         pixels = TF.pil_to_tensor(picture.convert("L" if self.channels == 1 else "RGB")).float() / 255
@@ -141,23 +153,27 @@ def training_transform(augmentation: Augmentation, side: int, preparation: Prepa
         UserError: timm knows no such `auto_augment`.
     """
     a = augmentation
-    policy = (a.auto_augment or "").split("-")[0]
-    if policy and policy not in POLICIES:
-        raise UserError(f"auto_augment {a.auto_augment}: no policy of timm; such as rand-m9-mstd0.5-inc1")
-    transform = create_transform(
-        side,
-        is_training=True,
-        separate=separate,
-        scale=(a.crop_scale, 1.0),
-        hflip=a.hflip,
-        color_jitter=a.color_jitter,
-        auto_augment=a.auto_augment,
-        interpolation="random" if a.random_interpolation else preparation.interpolation,
-        mean=preparation.mean,
-        std=preparation.std,
-        re_prob=a.random_erasing,
-        re_mode="pixel",
-    )
+    try:
+        if (a.auto_augment or POLICIES[0]).split("-")[0] not in POLICIES:
+            raise ValueError("its name begins otherwise")
+        transform = create_transform(
+            side,
+            is_training=True,
+            separate=separate,
+            scale=(a.crop_scale, 1.0),
+            hflip=a.hflip,
+            color_jitter=a.color_jitter,
+            auto_augment=a.auto_augment,
+            interpolation="random" if a.random_interpolation else preparation.interpolation,
+            mean=preparation.mean,
+            std=preparation.std,
+            re_prob=a.random_erasing,
+            re_mode="pixel",
+        )
+    except (ValueError, AssertionError, KeyError) as error:  # timm's ways to say that it cannot read a policy
+        if not a.auto_augment:
+            raise
+        raise UserError(f"auto_augment {a.auto_augment}: no policy of timm; such as rand-m9-mstd0.5-inc1") from error
     steps = list(transform) if separate else [transform]
     for step in steps:
         for module in step.transforms:

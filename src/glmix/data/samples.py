@@ -204,6 +204,15 @@ class DataSet:
         Raises:
             UserError: the data has no such split, no images, or a single class.
         """
+        targets = self.whole.targets
+        if len(self.named) == 2 and isinstance(targets, list):
+            learned, held_out = ({targets[i] for i in self.named[name]} for name in ("train", "val"))
+            if learned.isdisjoint(held_out) and learned and held_out:
+                first, other = (self.whole.classes[min(found)] for found in (learned, held_out))
+                raise UserError(
+                    f"{self.origin}: no class is in both splits (train: {first} …; val: {other} …); "
+                    "put validation images into folders of the same classes"
+                )
         if not self.named:
             source = self.whole.take(made_split(self.whole, split))
             if len(self.whole) and not len(source):

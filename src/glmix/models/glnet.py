@@ -330,6 +330,10 @@ class GLNet(nn.Module):
         unknown = glmix_options.keys() - GLMIX_OPTIONS
         if unknown:
             raise TypeError(f"a GLNet has no option {', '.join(sorted(unknown))}")
+        if len({len(dims), len(depths), len(mixers)}) > 1:
+            raise ValueError(f"as many dims as depths and mixers, not {len(dims)}, {len(depths)} and {len(mixers)}")
+        if any(dim < 32 or dim % 32 for dim in dims) or min(depths) < 1:
+            raise ValueError(f"dims are multiples of 32, and depths at least 1, not {list(dims)} and {list(depths)}")
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.num_features = dims[-1]

@@ -4,6 +4,7 @@ A strategy takes what enters the block, (B, H, W, C), and returns seeds (B, M, C
 for every image. `slot_grid` holds rows and columns where the M seeds lie on a grid, and None where they do not.
 """
 
+import operator
 from typing import Any
 
 import torch
@@ -25,12 +26,16 @@ def checked_grid(slot_grid: Any) -> tuple[int, int]:
     Raises:
         ValueError: it has none, or more than `MOST_SLOTS` places.
     """
-    slot_h, slot_w = slot_grid
+    rows_and_columns = [slot_grid] * 2 if isinstance(slot_grid, int) else slot_grid
+    try:
+        slot_h, slot_w = (operator.index(number) for number in rows_and_columns)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"a slot grid is rows and columns, such as 7 7, not {slot_grid}") from error
     if slot_h < 1 or slot_w < 1:
         raise ValueError(f"a slot grid has at least 1 row and 1 column, not {slot_h} x {slot_w}")
     if slot_h * slot_w > MOST_SLOTS:
         raise ValueError(f"a slot grid of {slot_h} x {slot_w} is beyond {MOST_SLOTS} slots, the most that make sense")
-    return int(slot_h), int(slot_w)
+    return slot_h, slot_w
 
 
 class PooledSeeds(nn.Module):

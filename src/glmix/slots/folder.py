@@ -1,6 +1,7 @@
 """Slots of a whole folder of photos: arrays on disk and contact sheets, in bounded memory, gone on with after a cut."""
 
 import json
+import os
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from glmix.data.images import BadImage, read_image
 from glmix.data.prepare import Preparation
 from glmix.data.samples import Skipped
 from glmix.errors import UserError
-from glmix.files import written_whole
+from glmix.files import plain_name, written_whole
 from glmix.models import GLNet
 from glmix.models.slot_maps import slot_maps
 from glmix.slots.figures import paint, slot_colors
@@ -152,9 +153,9 @@ def named(folder: Path, skipped: dict[str, str]) -> list[Skipped]:
 def array_file(out: Path, name: str) -> Path:
     """Where the arrays of the photo `name` are; a name that is too long for a file system is cut and numbered."""
     path = out / "arrays" / f"{name}.npz"
-    if len(path.name.encode()) > LONGEST_NAME:
-        short = path.name.encode()[: LONGEST_NAME - 20].decode(errors="ignore")
-        path = path.with_name(f"{short}-{zlib.crc32(name.encode()):08x}.npz")
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        short = plain_name(path.name, LONGEST_NAME - 20)
+        path = path.with_name(f"{short}-{zlib.crc32(os.fsencode(name)):08x}.npz")
     return path
 
 

@@ -48,7 +48,7 @@ def write_slot_report(path: Path, looks: Iterable[Look], about: str) -> list[str
     template = resources.files("glmix.slots").joinpath("report.html").read_text(encoding="utf-8")
     before, after = template.split("<!-- images -->")
     names = []
-    with written_whole(path, "w", encoding="utf-8") as file:
+    with written_whole(path, "w", encoding="utf-8", errors="replace") as file:
         file.write(before.replace("{about}", html.escape(about)))
         for look in looks:
             # "<" must not end the script element that holds the data

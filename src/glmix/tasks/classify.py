@@ -70,6 +70,8 @@ class ClassifyOptions(TrainOptions, Augmentation):
 
 def build(description: Description, **arguments: Any) -> GLNet:
     """The model of a description, with weights as first drawn."""
+    if "num_classes" in description.model_args:
+        raise UserError("model_args num_classes: the data says how many; leave it out")
     given = {"num_classes": len(description.classes)} | description.model_args | arguments
     try:
         return create_model(check_name(description.model), **given)
@@ -91,7 +93,8 @@ def prepare(options: ClassifyOptions, model: Any) -> Preparation:
     """How the run prepares validation images."""
     side = options.eval_size or options.image_size
     usual = Preparation.of(config_of(model))
-    return replace(usual, size=(side, side), channels=model.in_chans, resize=options.eval_fit, crop=options.eval_crop)
+    sized = replace(usual, size=(side, side), channels=model.in_chans)
+    return replace(sized, resize=options.eval_fit, crop=options.eval_crop).checked()
 
 
 def training(

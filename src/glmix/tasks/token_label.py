@@ -81,6 +81,8 @@ def training(
     options: TokenLabelOptions, model: Any, description: Description, source: Source
 ) -> tuple[Source, Transform]:
     """Training images and their label maps, flipped, moved and cropped alike."""
+    if not options.token_labels:
+        raise UserError("--task token-label needs --token-labels, a folder that `glmix label-tokens` wrote")
     tokens = open_token_labels(options.token_labels, source)
     transform = TokenTransform(options, options.image_size, description.prepared)
     return replace(source, targets=PairedTargets(source.targets, tokens)), transform

@@ -128,6 +128,11 @@ class TrainOptions:
         Raises:
             UserError: names the option.
         """
-        for name, asked in (("--strategy fsdp", self.strategy == "fsdp"), ("--sync-bn", self.sync_bn)):
+        needing = {
+            "--strategy fsdp": self.strategy == "fsdp",
+            "--sync-bn": self.sync_bn,
+            "--precision fp16": self.precision == "fp16",
+        }
+        for name, asked in needing.items():
             if asked and not cuda:
                 raise UserError(f"{name} needs CUDA, and there is no GPU here; leave it out")

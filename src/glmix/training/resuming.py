@@ -73,11 +73,16 @@ def where_to_begin(out: Path, resume: bool) -> Path | None:
         UserError: there is a run and no `resume`; or one whose resume points are gone, which a new one would overwrite.
     """
     point = find_resume_point(out)
-    learned = [name for name in WEIGHTS if (out / name).exists()]
-    if point is None and learned:
+    kept = [name for name in (*WEIGHTS, NEWEST, PREVIOUS) if (out / name).exists()]
+    if point is None and kept:
+        another = (
+            f"from its weights by --init {out / kept[0]} and another --out"
+            if kept[0] in WEIGHTS
+            else "by another --out"
+        )
         raise UserError(
-            f"{out}: a run is there whose resume points are gone or damaged, so it cannot go on; start another from its "
-            f"weights by --init {out / learned[0]} and another --out"
+            f"{out}: a run is there whose resume points are gone or damaged, so it cannot go on; bring them back, or start "
+            f"another {another}"
         )
     if point is not None and not resume:
         raise UserError(f"{out}: a run is there already; go on with it by --resume, or choose another --out")
@@ -180,7 +185,8 @@ class ResumePoints(Checkpoint):
             self.signal = signum
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-        listened = [signal.SIGINT] + ([signal.SIGUSR1] if "SLURM_JOB_ID" in os.environ else [])
+        # SIGTERM too: Lightning's own handling of it leaves before anything is saved, in the middle of a step
+        listened = [signal.SIGINT, signal.SIGTERM] + ([signal.SIGUSR1] if "SLURM_JOB_ID" in os.environ else [])
         self._before = {number: signal.signal(number, stop) for number in listened}
 
     def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
@@ -189,7 +195,7 @@ class ResumePoints(Checkpoint):
 
     def told_to_stop(self, trainer: pl.Trainer) -> bool:
         """Whether any process was told to stop: they must agree, since saving takes them all."""
-        return trainer.strategy.reduce_boolean_decision(bool(self.signal) or trainer.received_sigterm, all=False)
+        return trainer.strategy.reduce_boolean_decision(bool(self.signal), all=False)
 
     def leave(self, trainer: pl.Trainer) -> None:
         requeue = "SLURM_JOB_ID" in os.environ and self.signal == signal.SIGUSR1

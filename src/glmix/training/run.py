@@ -67,6 +67,8 @@ def fit(task: Task, options: TrainOptions) -> Trained:
     except SystemExit as error:
         status = int(error.code or 0)
         status = status if status > 128 else 130  # a second Ctrl-C, which Lightning makes a 1 of
+        if not first:
+            raise SystemExit(status) from error
         raise Stopped(f"{out}: stopped; the same command with --resume goes on", status) from error
     if first:
         write_report(out)
