@@ -244,8 +244,7 @@ def answer(arguments: list[str]) -> int:
         print(__version__)
         return 0
     command, *rest = arguments
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, 1)

@@ -180,7 +180,7 @@ class ResumePoints(Checkpoint):
         self.signal = 0
         self._before: dict[signal.Signals, Any] = {}
 
-    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         def stop(signum: int, frame: Any) -> None:
             self.signal = signum
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -195,7 +195,7 @@ class ResumePoints(Checkpoint):
 
     def told_to_stop(self, trainer: pl.Trainer) -> bool:
         """Whether any process was told to stop: they must agree, since saving takes them all."""
-        return trainer.strategy.reduce_boolean_decision(bool(self.signal), all=False)
+        return trainer.strategy.reduce_boolean_decision(bool(self.signal) or trainer.received_sigterm, all=False)
 
     def leave(self, trainer: pl.Trainer) -> None:
         requeue = "SLURM_JOB_ID" in os.environ and self.signal == signal.SIGUSR1
