@@ -103,10 +103,11 @@ NAN, INF = float("nan"), float("inf")
         (tiff(np.array([0, 2**31, 2**32 - 2], "<u4").tobytes(), 3, 32), [0, 127, 255]),
         (tiff(np.array([-1000, 1500, 3000], "<i2").tobytes(), 3, 16, 2), [0, 127, 255]),
         (numbers([0, 257 * 90, 65535], np.uint16), [0, 90, 255]),
-        (numbers([0, 1000], np.uint16, "PNG"), [0, 3]),  # dark, as 16 bits say
+        (numbers([0, 4096], np.uint16, "PNG"), [0, 15]),  # dark, as 16 bits say
+        (numbers([0, 2048, 4095], np.uint16, "PNG"), [0, 127, 255]),
         (b"P5 3 1 4095\n" + np.array([0, 2048, 4095], ">u2").tobytes(), [0, 127, 255]),
     ],
-    ids="float nan inf filler nodata zero int32 signed int-filler small-uint32 uint32 int16 16-bit dark-16-bit 12-bit".split(),
+    ids="float nan inf filler nodata zero int32 signed int-filler small-uint32 uint32 int16 16-bit dark-16-bit 12-in-16-bit 12-bit".split(),
 )
 def test_measured_pictures_keep_what_was_measured(data: bytes, expected: list[int]):
     row = np.asarray(decode(data, "x"))[0, :, 0]

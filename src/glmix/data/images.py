@@ -77,7 +77,8 @@ def decode(data: bytes, name: str) -> Image.Image:
 def _eight_bits(file: Image.Image, name: str) -> Image.Image:
     """Grey of 8 bits from a picture of numbers: 16 bit (12 where the file says so), 32 bit, or floating point.
 
-    16 bits count in full. What is wider or signed is a measurement, with a range of its own: from 0 to the largest value
+    16 bits count in full, unless no value needs more than 12, as cameras and microscopes give them: these count as 12,
+    for as 16 they would be black. What is wider or signed is a measurement, with a range of its own: from 0 to the largest value
     found, or to 255 where integers fit into 8 bits. What is not a number becomes black.
 
     Raises:
@@ -88,7 +89,8 @@ def _eight_bits(file: Image.Image, name: str) -> Image.Image:
     if file.mode == "I" and tags and tags.get(SAMPLE_FORMAT, (1,))[0] == 1:
         values = values.view(np.uint32)  # Pillow has no unsigned mode, and gives the upper half as negative
     if file.mode.startswith("I;16") or (file.mode == "I" and not tags):
-        top = 2.0 ** min(16, tags.get(BITS_PER_SAMPLE, (16,))[0]) - 1
+        bits = min(16, tags.get(BITS_PER_SAMPLE, (16,))[0])
+        top = 2.0 ** (12 if values.max(initial=0) < 4096 else bits) - 1
     else:
         usable = values[np.isfinite(values) & (np.abs(values.astype(np.float64)) < MOST_MEASURED[values.dtype.kind])]
         if not usable.size or (usable.max() <= 0 and usable.min() < 0):
