@@ -63,7 +63,7 @@ def eval(  # noqa: A001  (the command's name)
     prepared = Prepared(source, task.evaluation(described.prepared))
     loader = make_loader(prepared, order, default_workers() if workers < 0 else workers, task.collate)
     with shuffled_slots(model) if shuffle_slots else nullcontext():
-        scores, used, skipped = evaluate(model, loader, task.metrics(described), pick_device())
+        scores, used, skipped = evaluate(task, model, loader, task.metrics(described), pick_device())
     if not used:
         raise UserError(f"{data}: none of {len(skipped)} images can be read (first: {skipped[0]})")
     if json:

@@ -374,7 +374,7 @@ class TokenTransform:
                 operation.aug_fn = Moving(operation.name, operation.aug_fn, self.moves)
 
     def __call__(self, sample: Sample) -> Sample:
-        image, (label, tokens) = sample
+        image, (label, tokens), _ = sample
         if random.random() < self.hflip:
             image = TF.hflip(image)
             tokens = tokens[0][..., ::-1], tokens[1][..., ::-1]

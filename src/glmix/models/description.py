@@ -17,6 +17,7 @@ class Description:
         task: what they were trained for, a name of `glmix.tasks.TASKS`; '' where the file does not tell.
         model: architecture name; '' where the file does not tell (released files).
         model_args: options of the architecture that differ from the variant's.
+        head: of a dense task: its `name` in `glmix.models.heads.HEADS` and its options; empty for the network's own.
         classes: class labels, in the order of the logits (folder names, for instance).
         names: the same for people to read.
         named: whether the classes are those the file names; where it names none, `load` fills in what is usual:
@@ -28,6 +29,7 @@ class Description:
     task: str = ""
     model: str = ""
     model_args: dict[str, Any] = field(default_factory=dict)
+    head: dict[str, Any] = field(default_factory=dict)
     classes: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     named: bool = True
@@ -50,7 +52,7 @@ class Description:
 
         A header of ours without a task is of a classifier; an empty one (a foreign file) tells nothing.
         """
-        known = {k: header[k] for k in ("classes", "names", "info") if k in header}
+        known = {k: header[k] for k in ("classes", "names", "info", "head") if k in header}
         preparation = None
         if header.get("preparation"):
             preparation = Preparation.read(header["preparation"])

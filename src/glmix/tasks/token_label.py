@@ -29,11 +29,15 @@ class TokenLabelOptions(ClassifyOptions):
     Args:
         token_labels: folder that `glmix label-tokens` wrote, for models with the head for them.
         dense_weight: factor on the loss of all places.
+
+    The cosine lies over all epochs, as in the reference's training with token labels (timm's rule).
     """
 
     task: str = "token-label"
     mixup: NonNegativeFloat = 0.0
     cutmix: NonNegativeFloat = 0.0
+    warmup_lr: NonNegativeFloat = 1e-6
+    warmup_prefix: bool = False
     token_labels: str = ""
     dense_weight: NonNegativeFloat = 0.5
 
