@@ -17,24 +17,24 @@ class Description:
         task: what they were trained for, a name of `glmix.tasks.TASKS`; '' where the file does not tell.
         model: architecture name; '' where the file does not tell (released files).
         model_args: options of the architecture that differ from the variant's.
-        head: of a dense task: its `name` in `glmix.models.heads.HEADS` and its options; empty for the network's own.
         classes: class labels, in the order of the logits (folder names, for instance).
         names: the same for people to read.
         named: whether the classes are those the file names; where it names none, `load` fills in what is usual:
             ImageNet's for a thousand, else numbers.
         preparation: of images; None where the file does not tell.
         info: anything about the training that made them: epoch, accuracy, command, which images were held out.
+        head: of a dense task: its `name` in `glmix.models.heads.HEADS` and its options; empty for the network's own.
     """
 
     task: str = ""
     model: str = ""
     model_args: dict[str, Any] = field(default_factory=dict)
-    head: dict[str, Any] = field(default_factory=dict)
     classes: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     named: bool = True
     preparation: Preparation | None = None
     info: dict[str, Any] = field(default_factory=dict)
+    head: dict[str, Any] = field(default_factory=dict)
 
     @property
     def prepared(self) -> Preparation:

@@ -26,7 +26,7 @@ from glmix.models.description import Description
 
 HEADER_KEY = "glmix"
 SHIPPED_FOLDER = Path(__file__).parent.parent / "shipped"
-OF_A_RUN = ("best_ema.safetensors", "best.safetensors", "last_ema.safetensors", "last.safetensors")
+OF_A_RUN = ("best.safetensors", "best_ema.safetensors", "last.safetensors", "last_ema.safetensors")
 OF_TIMM = ("model.safetensors", "pytorch_model.bin")  # with config.json beside, by `save_for_hf`
 # where files of PyTorch keep weights, the better ones first: timm keeps, and itself takes, the average where it has one
 ENTRIES = ("state_dict_ema", "model", "state_dict", "model_state_dict", "net", "network", "weights")

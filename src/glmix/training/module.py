@@ -1,5 +1,6 @@
 """`Trained`, the Lightning module of every task."""
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -221,8 +222,15 @@ class Trained(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_data(checkpoint.get("data", {}))
-        best = checkpoint["best"]  # of older runs a number, of the average where there was one
-        self.best |= best if isinstance(best, dict) else {list(self.kinds)[-1]: best}
+        best = checkpoint["best"]
+        if not isinstance(best, dict):  # of an older run, which measured and kept the average alone where it had one
+            kind = list(self.kinds)[-1]
+            best = {kind: best}
+            for name in ("best", "last"):
+                kept = Path(self.options.out) / f"{name}.safetensors"
+                if kind and kept.exists() and self.trainer.is_global_zero:
+                    os.replace(kept, kept.with_name(f"{name}{kind}.safetensors"))
+        self.best |= best
         self.steps_before = Position.of(checkpoint, self.order).go_on(checkpoint, self.order, self.options)
 
     def check_data(self, before: dict[str, Any]) -> None:

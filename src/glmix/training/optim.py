@@ -60,5 +60,5 @@ def schedule(optimizer: Optimizer, options: TrainOptions, steps_per_epoch: int) 
     if options.schedule == "poly":
         return PolyLRScheduler(optimizer, length, options.poly_power, lr_min=options.min_lr, **shared)
     before = warmup if options.warmup_prefix else 0  # milestones are told from the beginning of the run
-    falls = [epoch * steps_per_epoch - before for epoch in options.milestones]
+    falls = [epoch * steps_per_epoch - before + 1 for epoch in options.milestones]  # timm's come a step early
     return MultiStepLRScheduler(optimizer, falls, 0.1, **shared)

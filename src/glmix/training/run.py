@@ -102,7 +102,7 @@ def prepare(
             f"{options.data}: {len(learned)} training images are fewer than a batch of {order.step_size}; lower --batch-size"
         )
     head = options.described_head()
-    description = Description(task.name, name, options.model_args, head, learned.classes, learned.names)
+    description = Description(task.name, name, options.model_args, learned.classes, learned.names, head=head)
     model = task.build(description, drop_path_rate=options.drop_path)
     said = task.start(model, options, description)
     if options.grad_checkpointing:
