@@ -292,6 +292,8 @@ class GLNet(nn.Module):
         stem_stride: 4, or 2 for images of about 64 px; strides are stem_stride times 1, 2, 4, 8.
         layer_scale: first value of LayerScale; None for none.
         token_labeling: a second head labels every place of the grid; half its maximum is added to the logits.
+        dense_classes: classes of that head, where they are others than the classifier's: those of a teacher. Nothing
+            of it is then added to the logits. 0 for the classifier's.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth, growing linearly to this rate.
         glmix_options: those of `GLMix`: `seeds`, `slot_grid`, `slot_scale`, ...
@@ -316,6 +318,7 @@ class GLNet(nn.Module):
         stem_stride: int = 4,
         layer_scale: float | None = None,
         token_labeling: bool = False,
+        dense_classes: int = 0,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         device=None,
@@ -359,10 +362,10 @@ class GLNet(nn.Module):
         self.norm: nn.Module = nn.BatchNorm2d(dims[-1], **dd)
         self.head = ClassifierHead(dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
         self.head_hidden_size = self.head.num_features
-        self.token_labeling = token_labeling
+        self.token_labeling, self.dense_classes = token_labeling, dense_classes
         self.aux_head: nn.Module = nn.Identity()
         if token_labeling and num_classes:
-            self.aux_head = nn.Linear(dims[-1], num_classes, **dd)
+            self.aux_head = nn.Linear(dims[-1], dense_classes or num_classes, **dd)
         self._init_heads()
 
     def _init_heads(self) -> None:
@@ -423,7 +426,8 @@ class GLNet(nn.Module):
         self.head.reset(num_classes, global_pool, in_features=self.num_features, **dd)
         self.head_hidden_size = self.head.num_features
         if self.token_labeling:
-            self.aux_head = nn.Linear(self.num_features, num_classes, **dd) if num_classes else nn.Identity()
+            classes = num_classes and (self.dense_classes or num_classes)
+            self.aux_head = nn.Linear(self.num_features, classes, **dd) if classes else nn.Identity()
             self.aux_head.train(self.training)
         self._init_heads()
 
@@ -489,7 +493,9 @@ class GLNet(nn.Module):
         if pre_logits:
             return self.head(x, pre_logits=True)
         logits = self.head(x)
-        if self.token_labeling and self.num_classes > 0:  # inference as published: half of the dense maximum is added
+        if (
+            self.token_labeling and self.num_classes > 0 and not self.dense_classes
+        ):  # inference as published: half of the dense maximum is added
             logits = logits + 0.5 * self.forward_dense(x).amax(1)
         return logits
 

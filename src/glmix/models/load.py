@@ -207,7 +207,10 @@ def load_body(model: nn.Module, checkpoint: str | Path, classes: list[str] | Non
     name_classes(description, count_classes(tensors))
     rows, said = _matching_rows(description, classes, count_classes(tensors), net.num_classes)
     names = classifiers_of(net)
-    heads = {k: v[rows] for k, v in tensors.items() if rows is not None and k.startswith(names) and k in own}
+    given = count_classes(tensors)
+    heads = {k: v for k, v in tensors.items() if rows is not None and k.startswith(names) and k in own}
+    heads = {k: v[rows] if len(v) == given else v for k, v in heads.items()}  # a dense head may have classes of its own
+    heads = {k: v for k, v in heads.items() if v.shape == own[k].shape}
     if heads and "aux_head.weight" in own and "aux_head.weight" not in heads:
         said = f"{said or 'classifier kept'}; the head of token labels is new"
     net.load_state_dict(own | body | heads)
