@@ -53,8 +53,10 @@ def eval(  # noqa: A001  (the command's name)
     try:
         if slot_grid is not None:
             backbone_of(model).set_slot_grid(slot_grid)
+        elif shuffle_slots:
+            backbone_of(model)
     except ValueError as error:
-        raise UserError(f"--slot-grid: {error}") from error
+        raise UserError(f"{'--slot-grid' if slot_grid else '--shuffle-slots'}: {error}") from error
     opened = task.open(data)
     source = task.align(held_out(opened, described), described, data)
     order = EpochOrder(min(limit or len(source), len(source)), batch_size or described.info.get("batch_size", 64))

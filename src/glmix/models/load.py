@@ -31,7 +31,9 @@ def check_name(name: str, others: bool = False) -> str:
         UserError: there is none, or it has no weights of that tag; names those there are.
     """
     variant, _, tag = name.partition(".")
-    if others and not tag and variant not in MODEL_NAMES and timm.is_model(variant):
+    if others and variant not in MODEL_NAMES and timm.is_model(variant):
+        if tag:
+            raise UserError(f"{name}: weights come by --init, from a checkpoint of this package; ask for {variant}")
         return variant
     if variant not in MODEL_NAMES:
         near = difflib.get_close_matches(name, MODEL_NAMES, 3, 0.4) or MODEL_NAMES
