@@ -493,9 +493,8 @@ class GLNet(nn.Module):
         if pre_logits:
             return self.head(x, pre_logits=True)
         logits = self.head(x)
-        if (
-            self.token_labeling and self.num_classes > 0 and not self.dense_classes
-        ):  # inference as published: half of the dense maximum is added
+        if self.token_labeling and self.num_classes > 0 and not self.dense_classes:
+            # inference as published: half of the dense maximum is added
             logits = logits + 0.5 * self.forward_dense(x).amax(1)
         return logits
 
