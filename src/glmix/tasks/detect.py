@@ -145,7 +145,7 @@ class Augmented:
         boxes = parts["boxes"].as_subclass(Tensor)
         kept = (boxes[:, 2] - boxes[:, 0] >= LEAST_BOX) & (boxes[:, 3] - boxes[:, 1] >= LEAST_BOX)
         if self.masks:
-            kept &= parts["masks"].as_subclass(Tensor).flatten(1).any(1)
+            kept &= parts["masks"].as_subclass(Tensor).flatten(1).bool().any(1)
         target = {"boxes": boxes[kept], "labels": torch.from_numpy(objects.labels[learned])[kept]}
         if self.masks:
             target["masks"] = parts["masks"].as_subclass(Tensor)[kept]
