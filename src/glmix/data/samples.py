@@ -140,6 +140,11 @@ class Source:
         return len(self.files)
 
     @property
+    def info(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the data beside its classes."""
+        return {}
+
+    @property
     def names(self) -> list[str]:
         """Class names for people."""
         return readable_names(self.classes)

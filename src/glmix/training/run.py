@@ -146,6 +146,7 @@ def in_epochs(options: TrainOptions, order: Callable[[int], EpochOrder]) -> tupl
 def information(options: TrainOptions, data: DataSet, held_out: Source) -> dict[str, Any]:
     """What a checkpoint tells of its training, so that evaluation finds the images that were held out again."""
     info: dict[str, Any] = {"command": shlex.join(["glmix", *sys.argv[1:]]), "batch_size": options.batch_size}
+    info |= data.whole.info
     info["held_out"] = ""  # the data says itself which images are for validation
     if data.made:
         prints = np.array(sorted(held_out.fingerprints(sizes=True)), np.uint64)

@@ -6,10 +6,11 @@ from typing import Any
 from torch import nn
 
 from glmix.errors import UserError
+from glmix.models.heads.detect import MaskRCNN, RetinaNet
 from glmix.models.heads.pyramid import Pyramid
 
 # a head's class by its name: called with the backbone, the number of classes and the head's own options
-HEADS: dict[str, Callable[..., nn.Module]] = {}
+HEADS: dict[str, Callable[..., nn.Module]] = {"retinanet": RetinaNet, "mask-rcnn": MaskRCNN}
 
 
 def with_head(backbone: nn.Module, head: dict[str, Any], classes: int) -> nn.Module:
