@@ -326,6 +326,16 @@ def test_predict_and_explain(trained: Path, squares: Path, tmp_path: Path, capsy
     shares = {answer["name"]: answer["share"] for answer in row["predictions"]}
     truth = (np.array(Image.open(squares / "valannot" / "0.png")) == 1).mean()
     assert shares["square"] == pytest.approx(truth, abs=0.15) and sum(shares.values()) == pytest.approx(1, abs=1e-3)
+    output(capsys, "predict", image, "--checkpoint", trained, "--pictures", tmp_path / "seen")
+    with Image.open(tmp_path / "seen" / "0.map.png") as found, Image.open(tmp_path / "seen" / "0.classes.png") as drawn:
+        assert found.size == (48, 56) and set(np.unique(found)) == {0, 1}
+        assert (np.array(found) == 1).mean() == pytest.approx(shares["square"], abs=1e-3)
+        assert drawn.width == 48 and drawn.height > 56
+        colours = {
+            tuple(np.asarray(drawn)[np.argwhere(np.array(found) == i)[9][0], np.argwhere(np.array(found) == i)[9][1]])
+            for i in (0, 1)
+        }
+        assert len(colours) == 2
     output(capsys, "explain", image, "--checkpoint", trained, "--out", tmp_path / "slots", "--figures", "slots")
     assert (tmp_path / "slots" / "0.slots.png").exists()
 
@@ -353,5 +363,6 @@ def test_mistakes(trained: Path, squares: Path, photos: Path, tmp_path: Path, ca
     out = ["--out", tmp_path / "x"]
     assert "scales" in mistake(capsys, "train", *QUICK, "--data", squares, *out, "--scales", "[2, 1]")
     assert "at least 32" in mistake(capsys, "eval", "--checkpoint", trained, "--data", squares, "--window", 8)
+    assert "nothing to draw" in mistake(capsys, "predict", photos / "val/red_thing/0.png", "--pictures", tmp_path / "p")
     assert "are of segmentation" in mistake(capsys, "eval", "--data", photos, "--flip")
     assert "head" in mistake(capsys, "train", *QUICK, "--data", squares, *out, "--head", "retinanet")

@@ -24,6 +24,7 @@ from glmix.models import build, config_of
 from glmix.models.description import Description
 from glmix.ranges import NonNegativeFloat, Share, Side, SideOrZero
 from glmix.tasks.dense import DenseOptions, start
+from glmix.tasks.pictures import painted
 from glmix.training.task import Task
 
 LONGEST = 4  # times the shorter side, that the longer one of an image may have in evaluation
@@ -303,6 +304,15 @@ def decode(found: list[Tensor], batch: Batch, description: Description, top: int
     return answers
 
 
+def draw(picture: Image.Image, found: Tensor, description: Description) -> dict[str, Image.Image]:
+    """The classes over the picture, with a legend; and the map itself, class indices as a grey PNG has them."""
+    classes = found.cpu().numpy()
+    return {
+        "classes": painted(picture.resize(classes.shape[::-1]), classes, description.names),
+        "map": Image.fromarray(classes.astype(np.uint8)),
+    }
+
+
 SEGMENT = Task(
     name="segment",
     about="a class for every pixel",
@@ -323,4 +333,5 @@ SEGMENT = Task(
     tell=lambda answers: ", ".join(f"{a['name']} {100 * a['share']:.0f} %" for a in answers),
     forward=forward,
     views=Views,
+    draw=draw,
 )

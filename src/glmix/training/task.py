@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from glmix.data.loading import Batch, Item, Transform
@@ -75,6 +76,8 @@ class Task:
             has it.
         tell: the answers for an image, in words.
         forward: the outputs of a model in evaluation mode for a batch, whose targets are of no account.
+        draw: pictures of what was found in one, of the outputs for it, by what their files' names end in; where there is
+            something to see.
         describe: all figures of an evaluation in words.
         views: the model seen through several views of each image (mirrored, at scales, in windows), where a task has that.
         spare_scalars: whether 0-dimensional weights, the slots' scales, are never decayed.
@@ -99,5 +102,6 @@ class Task:
     tell: Callable[[Any], str]
     forward: Callable[[nn.Module, Batch], Any] = of_images
     describe: Callable[[dict[str, float]], str] = percentages
+    draw: Callable[[Image.Image, Any, Description], dict[str, Image.Image]] | None = None
     views: Callable[[nn.Module, bool, list[float], int], nn.Module] | None = None
     spare_scalars: bool = False
