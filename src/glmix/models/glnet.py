@@ -90,8 +90,8 @@ class GLMix(nn.Module):
         seeds: where slots begin: 'pooled' from a grid, or 'learned' (variant `paramslot`).
         slot_grid: rows and columns of the pooled seeds; of learned ones, their product is the number.
         slot_scale: first value of the learned similarity scale; None for the reference's dim ** -0.5.
-        slot_residual: LayerNorm before and a residual around the slot attention, and a linear layer after
-            dispatching. Not in the paper: short trainings need it for slots that carry information.
+        slot_residual: LayerNorm before and a residual around the slot attention, and a linear layer of the attended
+            slots. Not in the paper: short trainings need it for slots that carry information.
         kernel_size: of the local depthwise convolution.
 
     Raises:
@@ -131,9 +131,12 @@ class GLMix(nn.Module):
         )
 
     def attend(self, slots_BMC: Tensor) -> Tensor:
-        """Attention among the slots, (B, M, C) to (B, M, C)."""
+        """Attention among the slots, (B, M, C) to (B, M, C).
+
+        The linear layer stands here: behind dispatching, whose weights sum to 1, it would do the same to every pixel.
+        """
         mixed = self.slot_attn(self.slot_norm(slots_BMC))
-        return slots_BMC + mixed if self.slot_residual else mixed
+        return self.slot_proj(slots_BMC + mixed) if self.slot_residual else mixed
 
     def forward(self, x_BHWC: Tensor, entering_BHWC: Tensor) -> Tensor:
         B, H, W, C = x_BHWC.shape
@@ -142,8 +145,7 @@ class GLMix(nn.Module):
         # as in the reference, seeds are pooled from what enters the block, and compared with pixels after the norm
         logits_BMN = self.similarity(self.seeds(entering_BHWC), normed_BNC)
         slots_BMC = self.attend(cluster(logits_BMN, normed_BNC))
-        globally = self.slot_proj(dispatch(logits_BMN, slots_BMC)).reshape(B, H, W, C)
-        return globally + self.local(normed_BHWC)
+        return dispatch(logits_BMN, slots_BMC).reshape(B, H, W, C) + self.local(normed_BHWC)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Learned seeds were a parameter of the block itself when older resume points were written."""
