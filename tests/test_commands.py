@@ -448,3 +448,45 @@ def test_a_strangers_repository_is_not_recorded(tmp_path: Path):
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "lib")}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.split() == [str(tmp_path / "lib" / "glmix" / "__init__.py"), "['']"]
+
+
+def test_another_network_of_timm(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Trained, measured and started from by the same commands, to compare with; it has no slots to look at."""
+    more = "--model test_convnext --epochs 1 --batch-size 8 --image-size 64 --workers 0 --precision fp32".split()
+    output(capsys, "train", "--data", photos, "--out", tmp_path / "one", *more)
+    scores = json.loads(output(capsys, "eval", "--checkpoint", tmp_path / "one", "--data", photos, "--json"))
+    info = read_checkpoint(tmp_path / "one")[0].info
+    assert scores["top1"] == info["val_top1"]
+    begun = ["--init", tmp_path / "one", "--layer-decay", 0.8]
+    output(capsys, "train", "--data", photos, "--out", tmp_path / "two", *more, *begun)
+    image = next(photos.rglob("*.png"))
+    assert "thing" in output(capsys, "predict", image, "--checkpoint", tmp_path / "two")
+    for words in (["explain", image], ["slots", "--data", "scenes"], ["eval", "--data", photos, "--shuffle-slots"]):
+        assert "no G" in mistake(capsys, *words, "--checkpoint", tmp_path / "one")
+    assert "weights come" in mistake(capsys, "train", "--data", photos, "--model", "convnext_atto.d2_in1k")
+
+
+def test_a_run_keeps_its_weights_and_their_average(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Both are measured, each file with its own figure; the folder means the better one."""
+    more = "--epochs 2 --batch-size 8 --image-size 32 --workers 0 --precision fp32 --ema 0.5 --lr 1e-3".split()
+    output(capsys, "train", "--data", photos, "--out", tmp_path / "run", *more)
+    figures = {}
+    for name in ("last", "last_ema"):
+        path = tmp_path / "run" / f"{name}.safetensors"
+        scores = json.loads(output(capsys, "eval", "--checkpoint", path, "--data", photos, "--json"))
+        info = read_checkpoint(path)[0].info
+        assert (scores["top1"], scores["loss"]) == (info["val_top1"], info["val_loss"])
+        figures[name] = scores["loss"]
+    assert figures["last"] != figures["last_ema"]
+    row = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    values = dict(zip(row[0].split(","), row[-1].split(","), strict=True))
+    assert float(values["val_loss"]) == pytest.approx(figures["last"], abs=1e-5)
+    assert float(values["val_ema_loss"]) == pytest.approx(figures["last_ema"], abs=1e-5)
+
+    for better, worse in (("best", "best_ema"), ("best_ema", "best")):
+        for name, top1 in ((better, 90.0), (worse, 80.0)):
+            path = tmp_path / "run" / f"{name}.safetensors"
+            description, tensors = read_checkpoint(path)
+            description.info |= {"val_top1": top1, "which": name}
+            write_checkpoint(path, description, tensors)
+        assert read_checkpoint(tmp_path / "run")[0].info["which"] == better

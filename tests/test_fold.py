@@ -161,3 +161,24 @@ def test_the_image_can_have_a_gradient() -> None:
         network(x)[:, 1].sum().backward()
         gradients.append(x.grad)
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"integration": "local-global"},
+        {"integration": "global-local", "slot_residual": True},
+        {"integration": "pixels"},
+        {"integration": "local"},
+        {"integration": "global"},
+        {"assignment": "hard", "rounds": 2},
+        {"assignment": "static"},
+        {"slot_attention": False},
+        {"kernel_size": 0, "seeds_from": "normed"},
+    ],
+    ids=str,
+)
+@torch.no_grad()
+def test_rows_of_the_ablations(options: dict[str, Any]) -> None:
+    model = small("glnet_16g", **options)
+    torch.testing.assert_close(optimize_for_inference(model)(IMAGE), model(IMAGE))

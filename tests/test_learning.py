@@ -105,13 +105,46 @@ def recorded_run(asked: ClassifyOptions) -> tuple[Trained, list[tuple[int, Batch
 
 
 def test_the_learning_rate_of_every_step(sides: Path, tmp_path: Path):
-    """24 images in batches of 4 are 6 steps an epoch; 2 of 5 epochs warm up, and a half cosine lies over all 30."""
+    """24 images in batches of 4 are 6 steps an epoch; 2 of 5 epochs warm up from 0, a half cosine lies over the rest."""
     _, steps = watched_run(options(sides, tmp_path, epochs=5, warmup_epochs=2, lr=1e-3, min_lr=1e-5))
     found = [next(iter(step.lr.values())) for step in steps]
     assert all(len(set(step.lr.values())) == 1 for step in steps)
-    warming = [1e-6 + i * (1e-3 - 1e-6) / 12 for i in range(12)]
-    falling = [1e-5 + (1e-3 - 1e-5) * (1 + math.cos(math.pi * i / 30)) / 2 for i in range(12, 30)]
+    warming = [i * 1e-3 / 12 for i in range(12)]
+    falling = [1e-5 + (1e-3 - 1e-5) * (1 + math.cos(math.pi * i / 18)) / 2 for i in range(18)]
     assert found == pytest.approx(warming + falling, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (
+            {"warmup_prefix": False, "warmup_lr": 1e-6, "warmup_epochs": 1},  # as with token labels
+            [1e-6 + i * (1e-3 - 1e-6) / 6 for i in range(6)]
+            + [1e-5 + (1e-3 - 1e-5) * (1 + math.cos(math.pi * i / 18)) / 2 for i in range(6, 18)],
+        ),
+        (
+            {"schedule": "step", "milestones": [1, 2], "warmup_steps": 3},
+            [i * 1e-3 / 3 for i in range(3)] + [1e-3] * 3 + [1e-4] * 6 + [1e-5] * 6,
+        ),
+        (
+            {"schedule": "poly", "warmup_steps": 3, "poly_power": 0.9, "min_lr": 0.0},
+            [i * 1e-3 / 3 for i in range(3)] + [1e-3 * (1 - i / 15) ** 0.9 for i in range(15)],
+        ),
+    ],
+)
+def test_other_schedules(sides: Path, tmp_path: Path, asked: dict[str, Any], expected: list[float]):
+    usual = {"epochs": 3, "lr": 1e-3, "min_lr": 1e-5}
+    _, steps = watched_run(options(sides, tmp_path, **usual | asked))
+    assert [next(iter(step.lr.values())) for step in steps] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_run_in_steps(sides: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """13 steps are three epochs, of 5 steps each in place of 6; the schedule is theirs."""
+    _, steps = watched_run(options(sides, tmp_path, steps=13, min_lr=0.0))
+    assert "13 steps are 3 epochs of 5" in capsys.readouterr().err
+    assert [next(iter(s.lr.values())) for s in steps] == pytest.approx(
+        [2e-3 * (1 + math.cos(math.pi * i / 15)) / 2 for i in range(15)], rel=1e-6
+    )
 
 
 def test_lr_is_scaled_to_the_batch(sides: Path, tmp_path: Path, capsys: pytest.CaptureFixture):

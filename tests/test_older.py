@@ -27,7 +27,7 @@ def cut(tmp_path: Path) -> Path:
 def test_a_run_goes_on_to_the_weights_it_would_have_had(cut: Path, capsys: pytest.CaptureFixture):
     output(capsys, "train", "--resume", "--out", cut)
     begun, found, expected = (
-        read_checkpoint(path)[1] for path in (OLDER / "cut", cut / "last.safetensors", OLDER / "whole.safetensors")
+        read_checkpoint(path)[1] for path in (OLDER / "cut", cut / "last_ema.safetensors", OLDER / "whole.safetensors")
     )
     assert found.keys() == expected.keys()
     # biases in front of a BatchNorm have no gradient but rounding, which processors do in different orders
@@ -39,6 +39,8 @@ def test_a_run_goes_on_to_the_weights_it_would_have_had(cut: Path, capsys: pytes
     assert apart < 1e-4 * learned
     rows = (cut / "metrics.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["epoch", "1", "2"]
+    # that version kept the average alone, under the names that are now of the weights themselves
+    assert {path.stem for path in cut.glob("*.safetensors")} == {"best", "best_ema", "last", "last_ema"}
 
 
 def test_it_keeps_its_options_and_refuses_others(cut: Path, capsys: pytest.CaptureFixture):

@@ -1,9 +1,11 @@
 """Every recipe: loaded, built at full settings without memory, held against a table, and run for two real steps."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from glmix.cli import main, parse
@@ -100,6 +102,45 @@ def test_built_at_full_settings(name: str):
             assert (options.mixup, options.cutmix, options.mix_prob, options.repeats) == (0.8, 1.0, 1.0, 3)
             assert options.eval_crop == 0.875
         assert (options.clip_grad, options.label_smoothing, order.step_size) == (5.0, 0.1, 2048)
+
+
+def tables(page: str) -> list[list[dict[str, str]]]:
+    """The tables of a Markdown page, as rows by column."""
+    found: list[list[dict[str, str]]] = []
+    header: list[str] = []
+    for line in page.splitlines():
+        cells = [cell.strip().strip("`") for cell in line.strip().strip("|").split("|")]
+        if not line.startswith("|"):
+            header = []
+        elif not header:
+            header = cells
+            found.append([])
+        elif set(line) - set("|-: "):
+            found[-1].append(dict(zip(header, cells, strict=True)))
+    return found
+
+
+PUBLISHED = [name for name in RECIPES if name.startswith("imagenet1k")]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_settings(name: str):
+    """Each recipe has what the page on fidelity says, and nothing that the page does not speak of."""
+    page = (ROOT.parent / "docs" / "fidelity.md").read_text()
+    settings = next(table for table in tables(page) if "option" in table[0])
+    drop_paths = next(table for table in tables(page) if "drop path" in table[0])
+    kind = "token labels" if name.endswith("_tklb") else "plain"
+    model = name.split("glnet_")[1].removesuffix("_tklb")
+    options = options_of(RECIPES[name])
+    stated = {row["option"]: row[kind] for row in settings if row[kind]}
+    stated["drop_path"] = next(row[model] for row in drop_paths if row["drop path"] == kind)
+    for option, value in stated.items():
+        # YAML 1.1 takes 2e-3 for a text
+        expected = yaml.safe_load(value) if not re.fullmatch(r"[\d.]+e-?\d+", value) else float(value)
+        assert getattr(options, option) == expected, option
+    beside = {"data", "task", "model", "token_labels", "eval_size"}
+    assert set(yaml.safe_load(RECIPES[name].read_text())) - beside <= set(stated)
+    assert len(stated) > 20
 
 
 SMALL = "--epochs 1 --batch-size 4 --limit-train-batches 2 --image-size 64 --eval-size 64 --start-size 0 --workers 0 --val-every 1".split()

@@ -22,7 +22,7 @@ from glmix.data.samples import Sample, Skipped
 from glmix.data.sources import open_split
 from glmix.data.token_labels import PairedTargets, TokenLabels, TokenTransform, open_token_labels, token_targets
 from glmix.errors import UserError
-from glmix.models import create_model
+from glmix.models import GLNet, create_model, load
 from glmix.models.description import Description
 from glmix.models.teacher import DenseTeacher, class_columns, load_teacher
 from glmix.models.weights import read_checkpoint, write_checkpoint
@@ -544,6 +544,67 @@ def test_moves_add_up(three):
     expected = three[1].copy()
     expected[:, :, :2] = 0
     assert torch.equal(torch.zeros(3, 8, 8).scatter(0, indices, scores), torch.from_numpy(expected))
+
+
+@pytest.fixture(scope="module")
+def knowing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, GLNet]:
+    """A teacher of three classes, two of which are those of `photos`, in another order."""
+    torch.manual_seed(2)
+    model = create_model("glnet_pico", num_classes=3).eval()
+    torch.nn.init.normal_(model.head.fc.weight)
+    classes = ["red_thing", "other", "blue_thing"]
+    plain = Preparation((64, 64), interpolation="bilinear", crop=1)
+    described = Description("classify", "glnet_pico", {}, classes, classes, preparation=plain)
+    path = tmp_path_factory.mktemp("knowing") / "t.safetensors"
+    return write_checkpoint(path, described, model.state_dict()), model
+
+
+def test_the_mean_with_a_mirrored_image(knowing, photos: Path, tmp_path: Path):
+    """Scores of an image and of its mirror image are averaged place by place; the labels know that they are."""
+    path, model = knowing
+    for out, flip in (("plain", False), ("both", True)):
+        label_tokens(str(path), str(photos), str(tmp_path / out), workers=0, all_classes=True, flip=flip)
+    tokens = open_token_labels(tmp_path / "both", open_split(photos, "train"))
+    pixels = Preparation((64, 64), interpolation="bilinear", crop=1, resize="squash")(
+        open_split(photos, "train").read(0).image
+    )
+    with torch.inference_mode():
+        two = model.head.fc(model.forward_features(torch.stack([pixels, pixels.flip(2)])).permute(0, 2, 3, 1))
+    mean = (two[0] + two[1].flip(1)) / 2
+    stored = torch.zeros(3, 2, 2).scatter(0, *(torch.from_numpy(array) for array in tokens.read(0)))
+    assert torch.allclose(stored.permute(1, 2, 0), mean, rtol=4e-3, atol=4e-3)
+    with pytest.raises(UserError, match="another teacher"):
+        label_tokens(str(path), str(photos), str(tmp_path / "plain"), workers=0, all_classes=True, flip=True)
+
+
+def test_places_learn_all_of_the_teachers_classes(knowing, photos: Path, tmp_path: Path, capsys):
+    """The dense head has the teacher's classes, the classifier the data's; logits are the classifier's alone."""
+    label_tokens(str(knowing[0]), str(photos), str(tmp_path / "maps"), workers=0, all_classes=True)
+    assert "top 3 of 3 classes" in (said := capsys.readouterr().out) and "dense_classes: 3" in said
+    given = f"--image-size 64 --batch-size 8 --workers 0 --precision fp32 --epochs 1 --data {photos}"
+    command = ["train", *given.split(), "--token-labels", str(tmp_path / "maps"), "--out", str(tmp_path / "run")]
+    assert main([*command, "--model-args", "{token_labeling: true}"]) == 2
+    assert "labels of 3 classes" in (said := capsys.readouterr().err) and "dense_classes: 3" in said
+    assert main([*command, "--model-args", "{token_labeling: true, dense_classes: 3}"]) == 0
+    model, description = load(tmp_path / "run")
+    assert model.aux_head.out_features == 3 and description.classes == ["blue_thing", "red_thing"]
+    images = torch.randn(2, 3, 64, 64)
+    features = model.forward_features(images)
+    assert torch.equal(model(images), model.head(features))
+
+
+def test_a_crop_has_the_datas_classes_alone(three):
+    """Of maps of three classes, a crop as a whole is one of the last two: softmax over these alone."""
+    indices, scores, box = (
+        torch.tensor([2, 0, 1]).reshape(1, 3, 1, 1),
+        torch.tensor([3.0, 2.0, 1.0]).reshape(1, 3, 1, 1),
+        torch.tensor([WHOLE]),
+    )
+    whole, dense = token_targets(indices, scores, box, (1, 1), 3, 0.1, [1, 2])
+    chosen = torch.tensor([[1.0, 3.0]]).softmax(1) * (0.9 + 0.05) + 0.05
+    assert torch.allclose(whole, chosen, atol=1e-6)
+    everything = torch.tensor([2.0, 1.0, 3.0]).softmax(0) * (0.9 + 0.1 / 3) + 0.1 / 3
+    assert torch.allclose(dense[0, 0, 0], everything, atol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------------------ training

@@ -53,8 +53,10 @@ def eval(  # noqa: A001  (the command's name)
     try:
         if slot_grid is not None:
             backbone_of(model).set_slot_grid(slot_grid)
+        elif shuffle_slots:
+            backbone_of(model)
     except ValueError as error:
-        raise UserError(f"--slot-grid: {error}") from error
+        raise UserError(f"{'--slot-grid' if slot_grid else '--shuffle-slots'}: {error}") from error
     opened = task.open(data)
     source = task.align(held_out(opened, described), described, data)
     order = EpochOrder(min(limit or len(source), len(source)), batch_size or described.info.get("batch_size", 64))
@@ -63,7 +65,7 @@ def eval(  # noqa: A001  (the command's name)
     prepared = Prepared(source, task.evaluation(described.prepared))
     loader = make_loader(prepared, order, default_workers() if workers < 0 else workers, task.collate)
     with shuffled_slots(model) if shuffle_slots else nullcontext():
-        scores, used, skipped = evaluate(model, loader, task.metrics(described), pick_device())
+        scores, used, skipped = evaluate(task, model, loader, task.metrics(described), pick_device())
     if not used:
         raise UserError(f"{data}: none of {len(skipped)} images can be read (first: {skipped[0]})")
     if json:

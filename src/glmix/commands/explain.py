@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from matplotlib.figure import Figure
 
-from glmix.commands.common import load_for_images
+from glmix.commands.common import load_for_slots
 from glmix.data.images import BadImage, read_image
 from glmix.data.prepare import Preparation
 from glmix.data.samples import Skipped
@@ -107,7 +107,7 @@ def explain(
         raise UserError(f"--merge {merge}: between 0 and 1")
     if slot < -1:
         raise UserError(f"--slot {slot}: a slot's number, or -1 for the first of the representative ones")
-    model, described = load_for_images(checkpoint, image_size)
+    model, described = load_for_slots(checkpoint, image_size)
     for number in (block, *(blocks or [])):
         check_block(model, number)
     block %= len(model.slot_mixers())
@@ -175,8 +175,6 @@ def chosen(option: str, text: str, known: Sequence[str]) -> list[str]:
 def check_block(model: GLNet, number: int) -> None:
     """Raise a UserError with the list of those that exist, if `number` is no GLMix block."""
     names = list(model.slot_mixers())
-    if not names:
-        raise UserError("this model has no GLMix blocks, so no slots to look at")
     if not -len(names) <= number < len(names):
         listed = ", ".join(f"{i} ({name})" for i, name in enumerate(names))
         raise UserError(f"no GLMix block {number}; this model has {listed}")

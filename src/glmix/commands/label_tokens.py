@@ -18,6 +18,8 @@ def label_tokens(
     weights: str = "",
     batch_size: int = 64,
     workers: Workers = -1,
+    all_classes: bool = False,
+    flip: bool = False,
 ) -> None:
     """Write what a teacher sees at every place of the training images; the same command goes on where it was stopped.
 
@@ -30,12 +32,22 @@ def label_tokens(
         weights: file with the weights of a timm model; left out, timm downloads them.
         batch_size: images at a time.
         workers: processes that load images; -1 chooses.
+        all_classes: keep all of the teacher's classes, for a model with a dense head of as many: they tell more of a
+            place than the few of the data.
+        flip: take the mean of what the teacher sees in an image and in its mirror image; twice the time.
     """
     if top < 1 or batch_size < 1 or size < 0:
         raise UserError(f"--top {top} and --batch-size {batch_size} are at least 1, and --size {size} at least 0")
     source = open_split(data, "train")
-    labels, skipped = write_labels(teacher, source, Path(out), pick_device(), top, size, weights, batch_size, workers)
+    labels, skipped = write_labels(
+        teacher, source, Path(out), pick_device(), top, size, weights, batch_size, workers, all_classes, flip
+    )
     print_skipped(skipped)
     rows, columns = labels.grid
-    print(f"{len(source)} images, {rows} x {columns} places, top {labels.top} of {len(source.classes)} classes")
-    print(f"next: glmix train --task token-label --model glnet_4g_tklb --data {data} --token-labels {out} --ema 0")
+    print(f"{len(source)} images, {rows} x {columns} places, top {labels.top} of {len(labels.classes)} classes")
+    head = ""
+    if labels.classes != source.classes:
+        head = f" --model-args '{{dense_classes: {len(labels.classes)}}}'"
+    print(
+        f"next: glmix train --task token-label --model glnet_4g_tklb{head} --data {data} --token-labels {out} --ema 0"
+    )

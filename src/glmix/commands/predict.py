@@ -8,6 +8,7 @@ import torch
 
 from glmix.commands.common import load_for_images, pick_device
 from glmix.data.images import BadImage, read_image
+from glmix.data.samples import Sample
 from glmix.errors import UserError
 from glmix.models import SHIPPED
 from glmix.tasks import task_named
@@ -30,6 +31,7 @@ def predict(
         raise UserError(f"--top {top}: at least one")
     model, described = load_for_images(checkpoint, image_size)
     task = task_named(described.task)
+    transform = task.evaluation(described.prepared)
     used = 0
     for path in images:
         try:
@@ -40,8 +42,8 @@ def predict(
             row: dict[str, Any] = {"image": error.name, "error": error.reason}
             print(json_module.dumps(row) if json else f"skipped {error}", flush=True)
             continue
-        outputs = model(described.prepared(picture)[None].to(pick_device()))
-        (answers,) = task.decode(outputs, described, top)
+        batch = task.collate([(transform(Sample(picture, None, path)), [])]).to(pick_device())
+        (answers,) = task.decode(task.forward(model, batch), batch, described, top)
         used += 1
         row = {"image": path, "predictions": answers}
         print(json_module.dumps(row) if json else f"{path}: {task.tell(answers)}", flush=True)

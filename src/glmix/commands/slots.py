@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from glmix.commands.common import load_for_images, pick_device
+from glmix.commands.common import load_for_slots, pick_device
 from glmix.console import progress
 from glmix.data.samples import spread
 from glmix.data.voc import open_masks
@@ -42,15 +42,13 @@ def slots(
     """
     if limit < 0:
         raise UserError(f"--limit {limit}: at least 1, or 0 for all")
-    model, described = load_for_images(checkpoint, image_size)
+    model, described = load_for_slots(checkpoint, image_size)
     preparation = described.prepared  # which `load` always fills in
     if random_weights:
         torch.manual_seed(0)
         arguments: dict[str, Any] = {"in_chans": preparation.channels} | described.model_args
         model = create_model(described.model, num_classes=model.num_classes, **arguments).eval()
         model.to(pick_device())
-    if not model.slot_mixers():
-        raise UserError("this model has no GLMix blocks, so no slots to measure")
     try:
         if slot_grid is not None:
             rows, columns = slot_grid

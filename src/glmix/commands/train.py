@@ -85,6 +85,8 @@ def as_begun(options: TrainOptions) -> TrainOptions:
                     "out, or start another run by another --out"
                 )
             changed[name] = value
+    if "epochs" in changed:
+        changed.setdefault("steps", 0)
     return replace(begun, **changed, out=options.out, resume=True)
 
 
@@ -106,7 +108,8 @@ def report(trained: Trained) -> None:
         tell(f"skipped {len(trained.skipped)} unusable images:")
         for skipped in sorted(trained.skipped):
             tell(f"  {skipped}")
-    best = trained.task.show({trained.task.headline: trained.best})
-    tell(f"best validation {best}; weights, curves.png and logs in {out}")
+    show = trained.task.show
+    best = [show({trained.task.headline: figure}) for figure in trained.best.values()]
+    tell(f"best validation {' and, of the average, '.join(best)}; weights, curves.png and logs in {out}")
     tell(f"next: glmix eval --checkpoint {shlex.quote(out)} --data {shlex.quote(options.data)}")
     tell(f"      glmix explain --checkpoint {shlex.quote(out)} --out slots IMAGE…")

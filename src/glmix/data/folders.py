@@ -89,6 +89,12 @@ class Tree:
                 self.left_out.add(f"no image that can be read ({ending or 'without ending'})", name)
         return found
 
+    def pictures(self, paths: list[str]) -> "FolderPictures | TarPictures":
+        """The images at these paths."""
+        if self.spans is None:
+            return FolderPictures(self.root, paths)
+        return TarPictures(self.root, paths, [self.spans[path] for path in paths])
+
     def ending_in(self, *endings: str, below: bool = False) -> list[str]:
         """The files with one of these endings; for `below` only those in a folder of the root."""
         return [n for n in self.files if n.lower().endswith(endings) and ("/" in n or not below)]
@@ -261,7 +267,7 @@ def scan_folders(source: str, tree: Tree | None = None) -> DataSet:
     paths = [raw[i] for i in kept]
     whole = Source(
         ["/".join(parts[i][top:]) for i in kept],
-        FolderPictures(root, paths) if tree.spans is None else TarPictures(root, paths, [tree.spans[p] for p in paths]),
+        tree.pictures(paths),
         [index[parts[i][level(parts[i])]] for i in kept],
         classes,
     )

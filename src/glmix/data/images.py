@@ -39,7 +39,8 @@ class BadImage(Exception):  # noqa: N818  (a thing found in the data, not a fail
 def decode(data: bytes, name: str) -> Image.Image:
     """RGB image from the bytes of a file: EXIF rotation applied, transparency put on white, other depths brought to 8 bit.
 
-    Its `info["full_size"]` is the size (W, H) of the file's image, of which a huge JPEG is decoded at a fraction.
+    Its `info["full_size"]` is the size (W, H) of the file's image, of which a huge JPEG is decoded at a fraction, and
+    `info["orientation"]` the EXIF rotation that was applied (1: none).
 
     Raises:
         BadImage: not an image, damaged, truncated, or of more pixels than can safely be decoded.
@@ -55,7 +56,7 @@ def decode(data: bytes, name: str) -> Image.Image:
             file.draft("RGB", (DRAFT_SIDE, DRAFT_SIDE))
             if file.width * file.height > MOST_PIXELS:
                 raise BadImage(name, "too many pixels to decode safely; save a smaller copy")
-            turned = file.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
             image: Image.Image = file
             if file.mode in ("I", "F") or file.mode.startswith("I;16"):
                 image = _eight_bits(file, name)
@@ -64,7 +65,8 @@ def decode(data: bytes, name: str) -> Image.Image:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             image = image.convert("RGB")
-            image.info["full_size"] = (height, width) if turned else (width, height)
+            image.info["full_size"] = (height, width) if orientation >= 5 else (width, height)
+            image.info["orientation"] = orientation if orientation in range(1, 9) else 1
             return image
     except BadImage:
         raise

@@ -4,7 +4,7 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,13 +27,17 @@ class Batch:
 
     Attributes:
         images: of the usable samples.
-        targets: of the task's kind, such as class indices (B,): a tensor, or tuples and lists of them.
+        targets: of the task's kind, such as class indices (B,): a tensor, or tuples, lists and dictionaries of them.
         skipped: unusable samples, which are not among the images.
+        names: of the samples, in the data set.
+        sizes: heights and widths of the images before they were padded to one size; empty where none was.
     """
 
     images: Tensor
     targets: Any
     skipped: list[Skipped]
+    names: list[str] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -48,9 +52,11 @@ class Batch:
         def changed(value: Any) -> Any:
             if isinstance(value, (tuple, list)):
                 return type(value)(changed(part) for part in value)
-            return change(value)
+            if isinstance(value, dict):
+                return {key: changed(part) for key, part in value.items()}
+            return change(value) if isinstance(value, Tensor) else value
 
-        return Batch(change(self.images), changed(self.targets), self.skipped)
+        return replace(self, images=change(self.images), targets=changed(self.targets))
 
 
 @contextmanager
@@ -88,7 +94,8 @@ class Prepared(Dataset):
         with seeded(self.seed, epoch, index, repeat):
             for _ in range(min(len(self), TRIES) if self.replace_bad else 1):
                 try:
-                    return self.transform(self.source.read(index)), skipped
+                    sample = self.source.read(index)
+                    return self.transform(sample)._replace(name=sample.name), skipped
                 except BadImage as error:
                     skipped.append(Skipped(error.name, error.reason))
                     index = (index + 1) % len(self)
@@ -102,7 +109,7 @@ class OfImage:
     transform: Callable[[Any], Tensor]
 
     def __call__(self, sample: Sample) -> Sample:
-        return Sample(self.transform(sample.image), sample.target)
+        return sample._replace(image=self.transform(sample.image))
 
 
 def stack(items: list[Item]) -> Batch:
@@ -111,10 +118,27 @@ def stack(items: list[Item]) -> Batch:
     samples = [sample for sample, _ in items if sample is not None]
     if not samples:
         return Batch(torch.empty(0, 3, 1, 1), torch.empty(0, dtype=torch.long), skipped)
-    return Batch(torch.stack([s.image for s in samples]), _stacked([s.target for s in samples]), skipped)
+    images = torch.stack([s.image for s in samples])
+    return Batch(images, _stacked([s.target for s in samples]), skipped, [s.name for s in samples])
+
+
+def padded(items: list[Item], multiple: int = 32) -> Batch:
+    """A batch of images of any sizes, filled with zeros to the right and below; the targets stay a list."""
+    skipped = [found for _, names in items for found in names]
+    samples = [sample for sample, _ in items if sample is not None]
+    if not samples:
+        return Batch(torch.empty(0, 3, 1, 1), [], skipped)
+    sizes = [tuple(sample.image.shape[-2:]) for sample in samples]
+    height, width = (-(-max(side) // multiple) * multiple for side in zip(*sizes, strict=True))
+    images = samples[0].image.new_zeros(len(samples), samples[0].image.shape[0], height, width)
+    for place, sample in zip(images, samples, strict=True):
+        place[:, : sample.image.shape[-2], : sample.image.shape[-1]] = sample.image
+    return Batch(images, [s.target for s in samples], skipped, [s.name for s in samples], sizes)
 
 
 def _stacked(targets: list[Any]) -> Any:
+    if targets[0] is None:  # images to predict
+        return None
     if isinstance(targets[0], tuple):
         return tuple(_stacked(list(parts)) for parts in zip(*targets, strict=True))
     return torch.stack(targets) if isinstance(targets[0], Tensor) else torch.tensor(targets)

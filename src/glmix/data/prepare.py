@@ -10,7 +10,9 @@ from PIL import Image, ImageOps
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from torch import Tensor
 from torchvision.transforms import Compose, Grayscale, Normalize
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
+from torchvision.transforms.v2 import RandomShortestSize
 
 from glmix.errors import UserError
 from glmix.ranges import NonNegativeFloat, Share, ShareAboveZero
@@ -26,7 +28,8 @@ class Preparation:
     Attributes:
         size: height and width of the input, in pixels.
         channels: 3 for RGB, 1 for grey.
-        resize: 'crop' takes the middle, 'squash' the whole image whatever its aspect.
+        resize: 'crop' takes the middle, 'squash' the whole image whatever its aspect, 'short' the whole image at its
+            aspect: the shorter side becomes that of `size`, unless the longer one would be above the longer of `size`.
         crop: share of the shorter side that 'crop' keeps.
         interpolation: timm's name of it, such as 'bicubic'.
         mean, std: of each channel, in shares of the largest value.
@@ -101,6 +104,8 @@ class Preparation:
     @cached_property
     def fit(self) -> Callable[[Image.Image], Image.Image]:
         """Brings a picture of any size to `size`: squashed, or its middle; timm's transforms for evaluation."""
+        if self.resize == "short":
+            return RandomShortestSize(min(self.size), max(self.size), InterpolationMode(self.interpolation))
         mode = "squash" if self.resize == "squash" else "center"
         *resizing, _, _ = create_transform(
             self.size, interpolation=self.interpolation, crop_pct=self.crop, crop_mode=mode

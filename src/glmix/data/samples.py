@@ -53,6 +53,7 @@ class Sample(NamedTuple):
 
     image: Any  # PIL, and a tensor after a transform
     target: Any
+    name: str = ""  # in the data set
 
 
 class Pictures(Protocol):
@@ -85,6 +86,9 @@ class Taken:
 
     def size(self, index: int) -> int:
         return self.of.size(self.indices[index])
+
+    def mark(self, index: int) -> str:
+        return self.of.mark(self.indices[index]) if hasattr(self.of, "mark") else ""
 
     def take(self, indices: Sequence[int]) -> "Taken":
         return Taken(self.of, [self.indices[i] for i in indices])
@@ -122,7 +126,8 @@ class Source:
     Attributes:
         files: a name of each in the data set, such as 'train/cat/1.jpg'; the same wherever the data lies.
         pictures: the images.
-        targets: what is to be learned of each; a list of class indices, or what reads others when it is asked.
+        targets: what is to be learned of each; a list of class indices, or what reads others when it is asked. The
+            latter may have `mark(index)`, a text that differs where the target does, for the digest.
         classes: class labels (folder names, for instance), in the order of their indices.
     """
 
@@ -135,6 +140,11 @@ class Source:
         return len(self.files)
 
     @property
+    def info(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the data beside its classes."""
+        return {}
+
+    @property
     def names(self) -> list[str]:
         """Class names for people."""
         return readable_names(self.classes)
@@ -145,7 +155,7 @@ class Source:
         Raises:
             BadImage: image or target cannot be used.
         """
-        return Sample(self.pictures[index], self.targets[index])
+        return Sample(self.pictures[index], self.targets[index], self.files[index])
 
     def take(self, indices: Sequence[int]) -> "Source":
         """The source of only the samples at `indices`."""
@@ -156,9 +166,13 @@ class Source:
         """A hash of which samples these are: names, sizes, classes and order, wherever they lie."""
         result = hashlib.sha256()
         for i, name in enumerate(self.files):
-            kind = self.classes[self.targets[i]] if isinstance(self.targets, list) else ""
+            kind = self._label(i) or (self.targets.mark(i) if hasattr(self.targets, "mark") else "")
             result.update(f"{name}\t{self.pictures.size(i)}\t{kind}\n".encode(errors="surrogateescape"))
         return result.hexdigest()
+
+    def _label(self, index: int) -> str:
+        """The class of a sample that has one; else ''."""
+        return self.classes[self.targets[index]] if isinstance(self.targets, list) else ""
 
     def fingerprints(self, sizes: bool = False) -> list[int]:
         """64 bits for each sample, of its class and its file's name below the class: what splits are made by.
@@ -168,9 +182,11 @@ class Source:
         """
         result = []
         for i, name in enumerate(self.files):
-            label = self.classes[self.targets[i]]
+            label = self._label(i)
             _, folder, below = f"/{name}".partition(f"/{label}/")
-            text = f"{label}/{below if folder else name}" + (f"\t{self.pictures.size(i)}" if sizes else "")
+            text = (f"{label}/{below if folder else name}" if label else name) + (
+                f"\t{self.pictures.size(i)}" if sizes else ""
+            )
             result.append(int.from_bytes(hashlib.sha256(text.encode(errors="surrogateescape")).digest()[:8], "big"))
         return result
 
@@ -186,12 +202,14 @@ class DataSet:
             one alone, which is then the whole. One of them where others lie beside it of which nobody knows what they
             are.
         left_out: what lies in it and is not used, with reasons.
+        least_classes: that can be learned: a classifier needs two, a detector one.
     """
 
     origin: str
     whole: Source
     named: dict[str, list[int]] = field(default_factory=dict)
     left_out: list[Skipped] = field(default_factory=list)
+    least_classes: int = 2
 
     @property
     def made(self) -> bool:
@@ -226,7 +244,7 @@ class DataSet:
                 f"{self.origin}: no {split}/ folder beside {', '.join(self.named)}/; add one, "
                 "or give a folder of class folders alone"
             )
-        return self._checked(source, split, 2)
+        return self._checked(source, split, self.least_classes)
 
     def evaluation(self) -> Source:
         """The samples to evaluate on: the validation split that the data names, else all.
@@ -263,15 +281,16 @@ def spread(count: int, limit: int) -> list[int]:
 
 
 def made_split(source: Source, split: str) -> list[int]:
-    """Indices of 'train' or 'val' where the data has no splits: a tenth of each class, chosen by the names alone.
+    """Indices of 'train' or 'val' where the data has no splits: a tenth, of each class, chosen by the names alone.
 
     Of each class that has two samples at least one is held out, of one that has a single one none. Samples of one name
     stay together.
     """
     prints = source.fingerprints()
     by_class: dict[int, set[int]] = defaultdict(set)
+    classed = isinstance(source.targets, list)
     for i, value in enumerate(prints):
-        by_class[source.targets[i]].add(value)
+        by_class[source.targets[i] if classed else 0].add(value)
     held: set[int] = set()
     for values in by_class.values():
         held.update(sorted(values)[: max(1, round(len(values) / 10)) if len(values) > 1 else 0])

@@ -3,7 +3,7 @@
 A folder holds them, written by `glmix label-tokens`:
 
 - `labels.json`, the header: `format`, `teacher` (its name and a checksum of its weights), `size` (side in pixels that
-  images were squashed to for it), `classes` (those of the data, in order), `digest` (of the images; see `Source.digest`),
+  images were squashed to for it), `classes` (those of the data in order, or all of the teacher's), `digest` (of the images; see `Source.digest`),
   `images` (their number), `grid` (rows and columns of a map), `top` (scores per place) and `shard` (images per shard).
 - `00000.safetensors`, `00001.safetensors`, ...: the maps of `shard` images each, in the order of the data's files. For
   n images, `classes` is uint16 (n, rows, columns, top), class indices, best first; `scores` is float16 of that shape,
@@ -214,7 +214,7 @@ def open_token_labels(source: str | Path, images: Source) -> TokenMaps:
     labels = read_header(source)
     if labels is None:
         return _open_published(Path(source), images)
-    if labels.classes != images.classes or labels.digest != images.digest():
+    if not set(images.classes) <= set(labels.classes) or labels.digest != images.digest():
         raise UserError(
             f"{source}: labels of other images than these ({labels.images} of {len(labels.classes)} classes there, "
             f"{len(images)} of {len(images.classes)} here, or other names, sizes or classes); "
@@ -257,7 +257,13 @@ def _open_published(root: Path, images: Source) -> PublishedMaps:
 
 
 def token_targets(
-    indices: Tensor, scores: Tensor, boxes: Tensor, grid: tuple[int, int], classes: int, smoothing: float
+    indices: Tensor,
+    scores: Tensor,
+    boxes: Tensor,
+    grid: tuple[int, int],
+    classes: int,
+    smoothing: float,
+    columns: list[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What the parts of images that were cropped out of them have to be called, as a whole and place by place.
 
@@ -274,24 +280,26 @@ def token_targets(
         grid: rows and columns of the crops.
         classes: their number.
         smoothing: s.
+        columns: which of the classes a crop as a whole may have; None for all.
 
     Returns:
-        Targets (B, classes) of the crops, and (B, rows, columns, classes) of their places.
+        Targets (B, classes) of the crops, or (B, columns), and (B, rows, columns, classes) of their places.
 
     Source: "All Tokens Matter" (Jiang et al., 2021); numbers held to those of the published code by
     tests/golden/token_targets.npz.
     """
-    count, _, rows, columns = scores.shape
+    count, _, height, width = scores.shape
     scores = scores.float()
-    maps_BCHW = scores.new_zeros(count, classes, rows, columns).scatter_(1, indices.long(), scores)
-    corners = boxes.float() * boxes.new_tensor([columns, rows, columns, rows], dtype=torch.float32) - 0.5
+    maps_BCHW = scores.new_zeros(count, classes, height, width).scatter_(1, indices.long(), scores)
+    corners = boxes.float() * boxes.new_tensor([width, height, width, height], dtype=torch.float32) - 0.5
     numbered = torch.cat([torch.arange(count, device=corners.device)[:, None].float(), corners], 1)
 
-    def target(size: tuple[int, int]) -> Tensor:
-        soft = roi_align(maps_BCHW, numbered, size).softmax(1)
-        return soft * (1 - smoothing + smoothing / classes) + smoothing / classes
+    def target(maps: Tensor, size: tuple[int, int]) -> Tensor:
+        soft = roi_align(maps, numbered, size).softmax(1)
+        return soft * (1 - smoothing + smoothing / maps.shape[1]) + smoothing / maps.shape[1]
 
-    return target((1, 1)).flatten(1), target(grid).permute(0, 2, 3, 1)
+    whole = maps_BCHW if columns is None else maps_BCHW[:, columns].contiguous()
+    return target(whole, (1, 1)).flatten(1), target(maps_BCHW, grid).permute(0, 2, 3, 1)
 
 
 def affine(name: str, size: tuple[int, int], amount: float) -> tuple[float, ...] | None:
@@ -374,7 +382,7 @@ class TokenTransform:
                 operation.aug_fn = Moving(operation.name, operation.aug_fn, self.moves)
 
     def __call__(self, sample: Sample) -> Sample:
-        image, (label, tokens) = sample
+        image, (label, tokens), _ = sample
         if random.random() < self.hflip:
             image = TF.hflip(image)
             tokens = tokens[0][..., ::-1], tokens[1][..., ::-1]

@@ -28,10 +28,11 @@ class MaskedSource(Source):
         Raises:
             BadImage: either cannot be read, or they differ in size.
         """
-        image, mask = super().read(index)
+        sample = super().read(index)
+        image, mask = sample.image, sample.target
         if mask.shape != (image.height, image.width):
             raise BadImage(self.files[index], "the mask's size is not the image's")
-        return Sample(image, mask)
+        return sample
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,14 @@ from glmix.models.glnet import MODEL_NAMES, GLNet
 from glmix.models.load import (
     SHIPPED,
     backbone_of,
+    build,
     check_name,
     config_of,
     create_model,
     load,
     load_body,
     names_model,
+    network_of,
 )
 
 __all__ = [
@@ -19,10 +21,12 @@ __all__ = [
     "Description",
     "GLNet",
     "backbone_of",
+    "build",
     "check_name",
     "config_of",
     "create_model",
     "load",
     "load_body",
     "names_model",
+    "network_of",
 ]

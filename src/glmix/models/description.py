@@ -23,6 +23,7 @@ class Description:
             ImageNet's for a thousand, else numbers.
         preparation: of images; None where the file does not tell.
         info: anything about the training that made them: epoch, accuracy, command, which images were held out.
+        head: of a dense task: its `name` in `glmix.models.heads.HEADS` and its options; empty for the network's own.
     """
 
     task: str = ""
@@ -33,6 +34,7 @@ class Description:
     named: bool = True
     preparation: Preparation | None = None
     info: dict[str, Any] = field(default_factory=dict)
+    head: dict[str, Any] = field(default_factory=dict)
 
     @property
     def prepared(self) -> Preparation:
@@ -50,7 +52,7 @@ class Description:
 
         A header of ours without a task is of a classifier; an empty one (a foreign file) tells nothing.
         """
-        known = {k: header[k] for k in ("classes", "names", "info") if k in header}
+        known = {k: header[k] for k in ("classes", "names", "info", "head") if k in header}
         preparation = None
         if header.get("preparation"):
             preparation = Preparation.read(header["preparation"])

@@ -24,9 +24,9 @@ from timm.models._features import FeatureDictNet
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from glmix.models.glnet import MLP, Block, DepthwiseConv, GLMix, GLNet, LayerScale, SlotSimilarity
+from glmix.models.glnet import MLP, Attention, Block, DepthwiseConv, GLMix, GLNet, LayerScale, SlotSimilarity
 from glmix.models.seeds import PooledSeeds
-from glmix.models.slots import at_least_float32, cluster, dispatch, pool_seeds
+from glmix.models.slots import at_least_float32, pool_seeds
 
 ROWS_BYTES = (
     2**22
@@ -56,7 +56,7 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
             _fold_norms(part)
     for part in parts:
         for kind, other in _FASTER.items():
-            if type(part) is kind:
+            if type(part) is kind and not (isinstance(part, GLMix) and not _is_published(part)):
                 part.__class__ = other  # the same weights, computed with otherwise
     for part in list(folded.modules()):
         if isinstance(part, FoldedGLNet):
@@ -105,22 +105,30 @@ def _fold_norms(chain: nn.Module) -> None:
             modules[first], modules[second] = nn.Identity(), _behind(before, after)
 
 
+def _into(linears: list[Any], scale: nn.Module) -> nn.Module:
+    """Let linear layers do the LayerScale behind them, if there is one; what is left of it."""
+    for linear in linears if isinstance(scale, LayerScale) else []:
+        linear.weight.data *= scale.gamma[:, None]
+        linear.bias.data *= scale.gamma
+    return nn.Identity()
+
+
+def _is_published(mixer: GLMix) -> bool:
+    """Whether both branches stand side by side and end in linear layers; of other rows of the ablations not all do."""
+    return mixer.integration == "parallel" and isinstance(mixer.slot_attn, Attention)
+
+
 def _fold_block(block: Block) -> None:
     mixer: Any = block.mixer
-    ends: list[Any]
-    if isinstance(mixer, GLMix):  # its last layers, of the global and of the local branch
-        ends = [mixer.slot_proj if mixer.slot_residual else mixer.slot_attn.proj, mixer.local[2]]
-    else:
-        ends = [mixer.attn.proj]
-    for scale, linears in ((block.ls1, ends), (block.ls2, [block.mlp.fc2])):
-        if isinstance(scale, LayerScale):
-            for linear in linears:
-                linear.weight.data *= scale.gamma[:, None]
-                linear.bias.data *= scale.gamma
-    block.ls1 = block.ls2 = nn.Identity()
-    if isinstance(mixer, GLMix) and ends[1].bias is not None:
-        ends[0].bias.data += ends[1].bias
-        ends[1].bias = None
+    block.ls2 = _into([block.mlp.fc2], block.ls2)
+    if not isinstance(mixer, GLMix):
+        block.ls1 = _into([mixer.attn.proj], block.ls1)
+    elif _is_published(mixer):
+        globally, locally = mixer.slot_proj if mixer.slot_residual else mixer.slot_attn.proj, mixer.local[2]
+        block.ls1 = _into([globally, locally], block.ls1)
+        if locally.bias is not None:
+            globally.bias.data += locally.bias
+            locally.bias = None
     for conv in (part for part in block.modules() if isinstance(part, DepthwiseConv) and part.residual):
         middle = conv.kernel_size[0] // 2
         conv.weight.data[:, 0, middle, middle] += 1
@@ -206,20 +214,16 @@ class GLMixByRows(GLMix):
     """`GLMix` that dispatches and convolves a few rows at a time."""
 
     def forward(self, x_BHWC: Tensor, entering_BHWC: Tensor) -> Tensor:
-        B, H, W, C = x_BHWC.shape
         normed_BHWC = self.norm(x_BHWC)
-        normed_BNC = normed_BHWC.reshape(B, H * W, C)
-        logits_BMN = self.similarity(self.seeds(entering_BHWC), normed_BNC)
-        slots_BMC = self.attend(cluster(logits_BMN, normed_BNC))
         if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript leaves alone what stands in this `if`)
             if _runs_here(x_BHWC):
-                return self.mixed_by_rows(normed_BHWC, logits_BMN, slots_BMC)
-        return dispatch(logits_BMN, slots_BMC).reshape(B, H, W, C) + self.local(normed_BHWC)
+                return self.mixed_by_rows(normed_BHWC, *self.gather(normed_BHWC, entering_BHWC))
+        return self.globally(normed_BHWC, entering_BHWC) + self.local(normed_BHWC)
 
     @torch.jit.unused
     def mixed_by_rows(self, normed_BHWC: Tensor, logits_BMN: Tensor, slots_BMC: Tensor) -> Tensor:
         W, C = normed_BHWC.shape[2:]
-        first, conv, last = self.local
+        first, conv, last = self.local  # type: ignore[misc]
 
         def compute(images: slice, rows: slice, kept: slice) -> Tensor:
             local = last(conv(first(normed_BHWC[images, rows]))[:, kept])
@@ -228,7 +232,7 @@ class GLMixByRows(GLMix):
             mixed = torch.baddbmm(local.reshape(len(local), -1, C), weights.transpose(1, 2), slots_BMC[images])
             return mixed.view(local.shape)
 
-        halo: int = conv.kernel_size[0] // 2  # type: ignore[index, operator, assignment]
+        halo = conv.kernel_size[0] // 2 if isinstance(conv, DepthwiseConv) else 0
         return _by_rows(normed_BHWC, 3 * C, halo, compute)
 
 

@@ -8,7 +8,7 @@ is a linear layer and LayerNorm needs no permutation.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -23,13 +23,14 @@ from torch import Tensor, nn
 from glmix.errors import UserError
 from glmix.models.description import renamed_options
 from glmix.models.seeds import SEEDS, checked_grid
-from glmix.models.slots import cluster, dispatch, similarity
+from glmix.models.slots import cluster, dispatch, fixed_patches, hardened, similarity
 from glmix.models.weights import SHIPPED_FOLDER, count_classes, find_weights, fit_state_dict, read_checkpoint
 
 # torchvision's tracer keeps these whole, as timm's does: they ask for dtypes, which a trace does not know
-for _name in ("similarity", "cluster", "dispatch"):
+for _name in ("similarity", "cluster", "dispatch", "fixed_patches"):
     torch.fx.wrap(_name)
 
+INTEGRATIONS = ("parallel", "local", "global", "local-global", "global-local", "pixels")
 HEAD_DIM = 32  # channels of an attention head, in every variant
 
 
@@ -68,6 +69,12 @@ class DepthwiseConv(nn.Conv2d):
         return x_BHWC + y if self.residual else y
 
 
+def check_choice(option: str, value: Any, known: Iterable[str]) -> None:
+    """Raise a ValueError that names those there are, if an option's value is none of the `known`."""
+    if value not in known:
+        raise ValueError(f"{option}: {' or '.join(map(repr, known))}, not {value!r}")
+
+
 class SlotSimilarity(nn.Module):
     """Similarity logits (B, M, N) of seeds and pixels, with the learned scale. `glmix.slot_maps` listens here."""
 
@@ -77,6 +84,25 @@ class SlotSimilarity(nn.Module):
 
     def forward(self, seeds_BMC: Tensor, x_BNC: Tensor) -> Tensor:
         return similarity(seeds_BMC, x_BNC, self.scale)
+
+
+class KMeans(SlotSimilarity):
+    """Logits of an assignment that is all or nothing, by `rounds` of k-means from the seeds (paper, ablation).
+
+    No gradient goes through the choice, so the scale never moves.
+    """
+
+    def __init__(self, scale: float, rounds: int, device=None, dtype=None) -> None:
+        super().__init__(scale, device, dtype)
+        self.rounds = rounds
+
+    def forward(self, seeds_BMC: Tensor, x_BNC: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits_BMN = hardened(similarity(seeds_BMC, x_BNC, self.scale))
+            for _ in range(self.rounds - 1):
+                means_BMC = cluster(logits_BMN, x_BNC)
+                logits_BMN = hardened(similarity(means_BMC, x_BNC, self.scale))
+        return logits_BMN
 
 
 class GLMix(nn.Module):
@@ -92,10 +118,20 @@ class GLMix(nn.Module):
         slot_scale: first value of the learned similarity scale; None for the reference's dim ** -0.5.
         slot_residual: LayerNorm before and a residual around the slot attention, and a linear layer of the attended
             slots. Not in the paper: short trainings need it for slots that carry information.
-        kernel_size: of the local depthwise convolution.
+        kernel_size: of the local depthwise convolution; 0 for none.
+
+    These are the rows of the paper's ablations, and stand where the published variants do not have them:
+
+        integration: 'parallel'; 'local' or 'global', one branch alone; 'local-global' or 'global-local', one after the
+            other, the second of which sees what the first adds; 'pixels', the convolution beside attention among all
+            pixels, without slots (as ACmix).
+        assignment: 'soft'; 'hard', k-means of so many `rounds`; 'static', fixed patches of the slot grid.
+        rounds: of k-means.
+        seeds_from: where seeds are pooled, from what enters the block ('entering') or after the norm ('normed').
+        slot_attention: whether slots attend to each other.
 
     Raises:
-        ValueError: unknown seeds, or a slot grid without places or with too many.
+        ValueError: a value that these do not have, or a slot grid without places or with too many.
     """
 
     def __init__(
@@ -110,25 +146,46 @@ class GLMix(nn.Module):
         slot_scale: float | None = None,
         slot_residual: bool = False,
         kernel_size: int = 5,
+        integration: str = "parallel",
+        assignment: str = "soft",
+        rounds: int = 1,
+        seeds_from: str = "entering",
+        slot_attention: bool = True,
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        if seeds not in SEEDS:
-            raise ValueError(f"seeds are {' or '.join(map(repr, SEEDS))}, not {seeds!r}")
+        check_choice("seeds", seeds, SEEDS)
+        check_choice("integration", integration, INTEGRATIONS)
+        check_choice("assignment", assignment, ("soft", "hard", "static"))
+        check_choice("seeds_from", seeds_from, ("entering", "normed"))
+        if rounds < 1 or (rounds > 1 and assignment != "hard"):
+            raise ValueError(f"rounds {rounds}: at least 1, and more than that for the assignment 'hard' alone")
+        if assignment == "static" and seeds != "pooled":
+            raise ValueError("the assignment 'static' is to the places of the slot grid, with seeds 'pooled'")
+        if kernel_size < 0 or (kernel_size % 2 == 0 and kernel_size):
+            raise ValueError(f"kernel_size is odd, or 0 for no convolution, not {kernel_size}")
         self.stride = stride
+        self.integration, self.assignment, self.seeds_from = integration, assignment, seeds_from
         self.slot_residual = slot_residual
         self.raised_scale = slot_scale is not None
-        self.seeds = SEEDS[seeds](dim, slot_grid, **dd)
+        self.has_slots = integration not in ("local", "pixels")
+        if self.has_slots:
+            self.seeds = SEEDS[seeds](dim, slot_grid, **dd)
         self.norm = nn.LayerNorm(dim, eps=1e-6, **dd)
-        self.similarity = SlotSimilarity(dim**-0.5 if slot_scale is None else slot_scale, **dd)
-        self.slot_norm = nn.LayerNorm(dim, eps=1e-6, **dd) if slot_residual else nn.Identity()
-        self.slot_attn = Attention(dim, **dd)
+        if self.has_slots:
+            scale = dim**-0.5 if slot_scale is None else slot_scale
+            self.similarity = SlotSimilarity(scale, **dd) if assignment == "soft" else KMeans(scale, rounds, **dd)
+        self.slot_norm = nn.LayerNorm(dim, eps=1e-6, **dd) if slot_residual and self.has_slots else nn.Identity()
+        self.slot_attn: nn.Module = nn.Identity()
+        if slot_attention and integration != "local":
+            self.slot_attn = Attention(dim, **dd)
         self.slot_proj: nn.Module = nn.Identity()
-        if slot_residual:
+        if slot_residual and self.has_slots:
             self.slot_proj = init_linear(nn.Linear(dim, dim, **dd))
-        self.local = nn.Sequential(
-            nn.Linear(dim, dim, **dd), DepthwiseConv(dim, kernel_size, **dd), nn.Linear(dim, dim, **dd)
-        )
+        self.local: nn.Module = nn.Identity()
+        if integration != "global":
+            conv = DepthwiseConv(dim, kernel_size, **dd) if kernel_size else nn.Identity()
+            self.local = nn.Sequential(nn.Linear(dim, dim, **dd), conv, nn.Linear(dim, dim, **dd))
 
     def attend(self, slots_BMC: Tensor) -> Tensor:
         """Attention among the slots, (B, M, C) to (B, M, C).
@@ -138,14 +195,36 @@ class GLMix(nn.Module):
         mixed = self.slot_attn(self.slot_norm(slots_BMC))
         return self.slot_proj(slots_BMC + mixed) if self.slot_residual else mixed
 
-    def forward(self, x_BHWC: Tensor, entering_BHWC: Tensor) -> Tensor:
-        B, H, W, C = x_BHWC.shape
-        normed_BHWC = self.norm(x_BHWC)
-        normed_BNC = normed_BHWC.reshape(B, H * W, C)
+    def gather(self, normed_BHWC: Tensor, entering_BHWC: Tensor) -> tuple[Tensor, Tensor]:
+        """Similarities (B, M, N) of slots and pixels, and the slots (B, M, C) after their attention."""
+        normed_BNC = normed_BHWC.flatten(1, 2)
         # as in the reference, seeds are pooled from what enters the block, and compared with pixels after the norm
-        logits_BMN = self.similarity(self.seeds(entering_BHWC), normed_BNC)
-        slots_BMC = self.attend(cluster(logits_BMN, normed_BNC))
-        return dispatch(logits_BMN, slots_BMC).reshape(B, H, W, C) + self.local(normed_BHWC)
+        seeds_BMC = self.seeds(entering_BHWC if self.seeds_from == "entering" else normed_BHWC)
+        if self.assignment == "static":
+            patches_BMM, places_BNM = fixed_patches(normed_BHWC, self.seeds.slot_grid)
+            logits_BMN = self.similarity(patches_BMM, places_BNM)
+        else:
+            logits_BMN = self.similarity(seeds_BMC, normed_BNC)
+        return logits_BMN, self.attend(cluster(logits_BMN, normed_BNC))
+
+    def globally(self, normed_BHWC: Tensor, entering_BHWC: Tensor) -> Tensor:
+        """The global branch: clustering, attention among slots, dispatching."""
+        if not self.has_slots:
+            return self.slot_attn(normed_BHWC)
+        logits_BMN, slots_BMC = self.gather(normed_BHWC, entering_BHWC)
+        return dispatch(logits_BMN, slots_BMC).reshape(normed_BHWC.shape)
+
+    def forward(self, x_BHWC: Tensor, entering_BHWC: Tensor) -> Tensor:
+        normed_BHWC = self.norm(x_BHWC)
+        if self.integration == "parallel" or self.integration == "pixels":
+            return self.globally(normed_BHWC, entering_BHWC) + self.local(normed_BHWC)
+        if self.integration == "local-global":
+            locally_BHWC = self.local(normed_BHWC)
+            return locally_BHWC + self.globally(normed_BHWC + locally_BHWC, entering_BHWC)
+        if self.integration == "global-local":
+            globally_BHWC = self.globally(normed_BHWC, entering_BHWC)
+            return globally_BHWC + self.local(normed_BHWC + globally_BHWC)
+        return self.local(normed_BHWC) if self.integration == "local" else self.globally(normed_BHWC, entering_BHWC)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Learned seeds were a parameter of the block itself when older resume points were written."""
@@ -206,7 +285,8 @@ class Block(nn.Module):
         dim: int,
         mixer: nn.Module,
         mlp_ratio: float,
-        overlap: bool,
+        pos_conv: bool,
+        mlp_conv: bool,
         layer_scale: float | None = None,
         drop_path: float = 0.0,
         device=None,
@@ -214,14 +294,14 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.pos_conv = DepthwiseConv(dim, 3, residual=True, **dd) if overlap else nn.Identity()
+        self.pos_conv = DepthwiseConv(dim, 3, residual=True, **dd) if pos_conv else nn.Identity()
         self.mixer = mixer
         self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale, **dd)
         self.drop_path1 = DropPath(drop_path)
-        self.mlp = MLP(dim, int(mlp_ratio * dim), overlap, **dd)
+        self.mlp = MLP(dim, int(mlp_ratio * dim), mlp_conv, **dd)
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale, **dd)
         self.drop_path2 = DropPath(drop_path)
-        if isinstance(mixer, GridAttention) and not overlap:  # the one MLP that the reference makes of linear layers;
+        if isinstance(mixer, GridAttention) and not mlp_conv:  # the one MLP that the reference makes of linear layers;
             init_linear(self.mlp.fc1)  # the others are 1x1 convolutions there and keep a convolution's first values
             init_linear(self.mlp.fc2)
 
@@ -287,13 +367,18 @@ class GLNet(nn.Module):
         global_pool: timm's pooling name; '' keeps the grid.
         dims: channels of each stage (multiples of 32).
         depths: blocks of each stage.
-        mixers: of each stage, 'glmix', 'attention', or 'alternate' (glmix and attention in turn).
+        mixers: of each stage, 'glmix', 'attention', 'alternate' (glmix and attention in turn), or 'local' (glmix
+            without its global branch).
         mlp_ratio: hidden channels of the MLP, times the width.
         overlap: deep overlapping stem, 3x3 transitions, and 3x3 convolutions for position and in the MLP;
-            else patches that do not overlap, as in Swin.
+            else patches that do not overlap, as in Swin. Four steps of the road from `glnet_stl` to `glnet_4g`, which
+            these take one at a time, where they are not None:
+        overlap_stem, overlap_transitions, pos_conv, mlp_conv: one each of what `overlap` has.
         stem_stride: 4, or 2 for images of about 64 px; strides are stem_stride times 1, 2, 4, 8.
         layer_scale: first value of LayerScale; None for none.
         token_labeling: a second head labels every place of the grid; half its maximum is added to the logits.
+        dense_classes: classes of that head, where they are others than the classifier's: those of a teacher. Nothing
+            of it is then added to the logits. 0 for the classifier's.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth, growing linearly to this rate.
         glmix_options: those of `GLMix`: `seeds`, `slot_grid`, `slot_scale`, ...
@@ -315,9 +400,14 @@ class GLNet(nn.Module):
         mixers: Sequence[str] = ("glmix", "glmix", "alternate", "attention"),
         mlp_ratio: float = 3.0,
         overlap: bool = True,
+        overlap_stem: bool | None = None,
+        overlap_transitions: bool | None = None,
+        pos_conv: bool | None = None,
+        mlp_conv: bool | None = None,
         stem_stride: int = 4,
         layer_scale: float | None = None,
         token_labeling: bool = False,
+        dense_classes: int = 0,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         device=None,
@@ -326,9 +416,12 @@ class GLNet(nn.Module):
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        kinds = set(mixers) - {"glmix", "attention", "alternate"}
-        if kinds:
-            raise ValueError(f"mixers are 'glmix', 'attention' or 'alternate', not {', '.join(sorted(kinds))}")
+        for kind in mixers:
+            check_choice("mixers", kind, ("glmix", "attention", "alternate", "local"))
+        overlap_stem = overlap if overlap_stem is None else overlap_stem
+        overlap_transitions = overlap if overlap_transitions is None else overlap_transitions
+        pos_conv = overlap if pos_conv is None else pos_conv
+        mlp_conv = overlap if mlp_conv is None else mlp_conv
         unknown = glmix_options.keys() - GLMIX_OPTIONS
         if unknown:
             raise TypeError(f"a GLNet has no option {', '.join(sorted(unknown))}")
@@ -347,24 +440,26 @@ class GLNet(nn.Module):
             kind = mixers[stage]
             if kind == "attention" or (kind == "alternate" and block % 2):
                 return GridAttention(dims[stage], **dd)
-            return GLMix(dims[stage], stem_stride * 2**stage, **dd, **glmix_options)
+            options = glmix_options | ({"integration": "local"} if kind == "local" else {})
+            return GLMix(dims[stage], stem_stride * 2**stage, **dd, **options)
 
-        self.stem = make_stem(in_chans, dims[0], overlap, stem_stride, **dd)
+        self.stem = make_stem(in_chans, dims[0], overlap_stem, stem_stride, **dd)
         rates: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         self.stages = nn.Sequential()
         for i, dim in enumerate(dims):
             blocks: list[nn.Module] = [
-                Block(dim, mixer(i, j), mlp_ratio, overlap, layer_scale, rates[i][j], **dd) for j in range(depths[i])
+                Block(dim, mixer(i, j), mlp_ratio, pos_conv, mlp_conv, layer_scale, rates[i][j], **dd)
+                for j in range(depths[i])
             ]
-            downsample = make_transition(dims[i - 1], dim, overlap, **dd) if i else nn.Identity()
+            downsample = make_transition(dims[i - 1], dim, overlap_transitions, **dd) if i else nn.Identity()
             self.stages.append(Stage(downsample, blocks))
         self.norm: nn.Module = nn.BatchNorm2d(dims[-1], **dd)
         self.head = ClassifierHead(dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
         self.head_hidden_size = self.head.num_features
-        self.token_labeling = token_labeling
+        self.token_labeling, self.dense_classes = token_labeling, dense_classes
         self.aux_head: nn.Module = nn.Identity()
         if token_labeling and num_classes:
-            self.aux_head = nn.Linear(dims[-1], num_classes, **dd)
+            self.aux_head = nn.Linear(dims[-1], dense_classes or num_classes, **dd)
         self._init_heads()
 
     def _init_heads(self) -> None:
@@ -401,8 +496,9 @@ class GLNet(nn.Module):
 
     @torch.jit.ignore
     def slot_mixers(self) -> dict[str, GLMix]:
-        """Every GLMix mixer by the name of its block (`stages.0.blocks.0`), in order of depth."""
-        return {n.removesuffix(".mixer"): m for n, m in self.named_modules() if isinstance(m, GLMix)}
+        """Every GLMix mixer that has slots, by the name of its block (`stages.0.blocks.0`), in order of depth."""
+        found = {n.removesuffix(".mixer"): m for n, m in self.named_modules() if isinstance(m, GLMix)}
+        return {name: mixer for name, mixer in found.items() if mixer.has_slots}
 
     @torch.jit.ignore
     def set_slot_grid(self, slot_grid: tuple[int, int]) -> None:
@@ -425,7 +521,8 @@ class GLNet(nn.Module):
         self.head.reset(num_classes, global_pool, in_features=self.num_features, **dd)
         self.head_hidden_size = self.head.num_features
         if self.token_labeling:
-            self.aux_head = nn.Linear(self.num_features, num_classes, **dd) if num_classes else nn.Identity()
+            classes = num_classes and (self.dense_classes or num_classes)
+            self.aux_head = nn.Linear(self.num_features, classes, **dd) if classes else nn.Identity()
             self.aux_head.train(self.training)
         self._init_heads()
 
@@ -491,7 +588,8 @@ class GLNet(nn.Module):
         if pre_logits:
             return self.head(x, pre_logits=True)
         logits = self.head(x)
-        if self.token_labeling and self.num_classes > 0:  # inference as published: half of the dense maximum is added
+        if self.token_labeling and self.num_classes > 0 and not self.dense_classes:
+            # inference as published: half of the dense maximum is added
             logits = logits + 0.5 * self.forward_dense(x).amax(1)
         return logits
 

@@ -16,20 +16,25 @@ from glmix.data.prepare import Preparation
 from glmix.errors import UserError
 from glmix.models.description import Description
 from glmix.models.glnet import MODEL_NAMES, GLNet, default_cfgs
+from glmix.models.heads import with_head
 from glmix.models.weights import checkpoint_file, count_classes, find_weights, fit_state_dict, read_checkpoint
 
 SHIPPED = "glnet_pico.imagenette"  # the weights in the package, used where a command is given none
-HEADS = ("head.", "aux_head.")  # classifiers, by how their names begin
+CLASSIFIERS = ("head.", "aux_head.")  # how their names begin
 FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 
-def check_name(name: str) -> str:
-    """The GLNet variant that `name` asks for, with or without the tag of weights.
+def check_name(name: str, others: bool = False) -> str:
+    """The GLNet variant that `name` asks for, with or without the tag of weights; with `others`, any network of timm.
 
     Raises:
         UserError: there is none, or it has no weights of that tag; names those there are.
     """
     variant, _, tag = name.partition(".")
+    if others and variant not in MODEL_NAMES and timm.is_model(variant):
+        if tag:
+            raise UserError(f"{name}: weights come by --init, from a checkpoint of this package; ask for {variant}")
+        return variant
     if variant not in MODEL_NAMES:
         near = difflib.get_close_matches(name, MODEL_NAMES, 3, 0.4) or MODEL_NAMES
         path = f" ({name} is a path; a training starts from its weights by --init)" if Path(name).exists() else ""
@@ -62,7 +67,7 @@ def weights_file(source: str | Path) -> Path:
 
 
 def create_model(name: str, checkpoint: str | Path | None = None, **arguments: Any) -> GLNet:
-    """A GLNet by name, as `timm.create_model`, or with the weights of any checkpoint file.
+    """A GLNet by name, as `timm.create_model`, or with the weights of any checkpoint file; of a dense task, its backbone.
 
     Args:
         name: variant, with a tag if wanted, such as `glnet_4g`.
@@ -78,7 +83,33 @@ def create_model(name: str, checkpoint: str | Path | None = None, **arguments: A
     if checkpoint is None:
         return cast(GLNet, timm.create_model(name, **arguments))
     path = weights_file(checkpoint)
-    return _create_from(name, variant, checkpoint, path, *read_checkpoint(path), arguments)
+    description, tensors = read_checkpoint(path)
+    return _create_from(name, variant, checkpoint, path, description, body_among(description, tensors), arguments)
+
+
+def build(description: Description, **arguments: Any) -> nn.Module:
+    """The model of a description, with weights as first drawn; `arguments` of the architecture win.
+
+    Raises:
+        UserError: no such model or head, or options that it does not have.
+    """
+    if "num_classes" in description.model_args:
+        raise UserError("model_args num_classes: the data says how many; leave it out")
+    name, count = check_name(description.model, others=True), len(description.classes)
+    given = {"num_classes": 0 if description.head else count} | description.model_args | arguments
+    try:
+        model = timm.create_model(name, **given)
+        return with_head(model, description.head, count) if description.head else model
+    except (TypeError, ValueError) as error:
+        asked = f"model_args {description.model_args}" + (f", head {description.head}" if description.head else "")
+        raise UserError(f"{asked}: {error}") from error
+
+
+def body_among(description: Description, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the network itself: under a head, those of its backbone."""
+    if not description.head:
+        return tensors
+    return {key.removeprefix("backbone."): value for key, value in tensors.items() if key.startswith("backbone.")}
 
 
 def _create_from(
@@ -112,18 +143,25 @@ def _create_from(
     return model
 
 
-def with_channels(tensors: dict[str, Tensor], model: GLNet) -> dict[str, Tensor]:
+def with_channels(tensors: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
     """`tensors` with a first convolution for the channels of `model`'s images, adapted from three as timm does.
 
     Raises:
         UserError: from others than three channels.
     """
-    first = tensors["stem.0.weight"]
-    if first.shape[1] == model.in_chans:
+    first = tensors.get("stem.0.weight")
+    if first is None or first.shape[1] == model.in_chans:
         return tensors
     if first.shape[1] != 3:
         raise UserError(f"these weights are for images of {first.shape[1]} channels, not {model.in_chans}")
     return tensors | {"stem.0.weight": adapt_input_conv(model.in_chans, first)}
+
+
+def network_of(module: nn.Module) -> Any:
+    """The network that images go through first: the one GLNet in `module`, else its `backbone`, else itself."""
+    if any(isinstance(part, GLNet) for part in module.modules()):
+        return backbone_of(module)
+    return getattr(module, "backbone", module)
 
 
 def backbone_of(module: nn.Module) -> GLNet:
@@ -145,7 +183,7 @@ def load_body(model: nn.Module, checkpoint: str | Path, classes: list[str] | Non
     their order; else it stays as drawn. Of a pruned network only what it has left is filled.
 
     Args:
-        model: a GLNet, or a head that holds one.
+        model: a GLNet, another network of timm (which takes weights of this package alone), or a head that holds one.
         checkpoint: run folder, file (ours, a released one, ...) or model name.
         classes: labels of the model's classes, in their order; None if only their number is known.
 
@@ -155,25 +193,43 @@ def load_body(model: nn.Module, checkpoint: str | Path, classes: list[str] | Non
     Raises:
         UserError: unreadable, or of another architecture.
     """
-    net = backbone_of(model)
+    net = network_of(model)
     try:
         description, tensors = read_checkpoint(weights_file(checkpoint))
+        if description.head and classes == description.classes and _shapes(tensors) == _shapes(model.state_dict()):
+            model.load_state_dict(tensors)
+            return "head kept"
+        tensors = body_among(description, tensors)
         own = net.state_dict()
         left = {k: v for k, v in tensors.items() if k in own or not _pruned_away(k, net)}
-        body = {k: v for k, v in left.items() if not k.startswith(HEADS)}
+        body = {k: v for k, v in left.items() if not k.startswith(CLASSIFIERS)}
         body = with_channels(fit_state_dict(body, net), net)
     except UserError as error:
         raise UserError(str(error) if str(checkpoint) in str(error) else f"{checkpoint}: {error}") from error
     name_classes(description, count_classes(tensors))
     rows, said = _matching_rows(description, classes, count_classes(tensors), net.num_classes)
-    heads = {k: v[rows] for k, v in tensors.items() if rows is not None and k.startswith(HEADS) and k in own}
-    if heads and net.token_labeling and "aux_head.weight" not in heads:
+    names = classifiers_of(net)
+    given = count_classes(tensors)
+    heads = {k: v for k, v in tensors.items() if rows is not None and k.startswith(names) and k in own}
+    heads = {k: v[rows] if len(v) == given else v for k, v in heads.items()}  # a dense head may have classes of its own
+    heads = {k: v for k, v in heads.items() if v.shape == own[k].shape}
+    if heads and "aux_head.weight" in own and "aux_head.weight" not in heads:
         said = f"{said or 'classifier kept'}; the head of token labels is new"
     net.load_state_dict(own | body | heads)
     return said
 
 
-def _pruned_away(key: str, net: GLNet) -> bool:
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in tensors.items()}
+
+
+def classifiers_of(net: Any) -> tuple[str, ...]:
+    """How the names of a network's classifiers begin."""
+    found = config_of(net)["classifier"]
+    return tuple(f"{name}." for name in ([found] if isinstance(found, str) else found))
+
+
+def _pruned_away(key: str, net: Any) -> bool:
     """Whether `net` was cut before the layer of `key`."""
     if key.startswith("norm."):
         return isinstance(net.norm, nn.Identity)
@@ -199,11 +255,12 @@ def _matching_rows(
     return None, "classifier replaced: other classes"
 
 
-def load(source: str | Path) -> tuple[GLNet, Description]:
+def load(source: str | Path) -> tuple[Any, Description]:
     """The model of a run folder, a file (ours or a released one) or a model name, ready for inference.
 
     Returns:
-        The model in evaluation mode, and what is known of it: class names and image preparation are always filled in.
+        The model in evaluation mode (a GLNet; of a dense task, a head that holds one), and what is known of it: class
+        names and image preparation are always filled in.
 
     Raises:
         UserError: as `create_model`, no weights are to be had for the name, or they lack a classifier.
@@ -211,6 +268,13 @@ def load(source: str | Path) -> tuple[GLNet, Description]:
     path = weights_file(source)
     description, tensors = read_checkpoint(path)
     variant = description.model or identify(tensors, path)
+    if description.head or variant not in MODEL_NAMES:
+        other = build(description)
+        try:
+            other.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise UserError(f"{source}: {str(error).splitlines()[-1].strip()}; written by another version?") from error
+        return other.eval(), description
     if not count_classes(tensors):
         raise UserError(
             f"{source}: a body without a classifier; train one from it by --init, or use it in Python by "
@@ -236,9 +300,9 @@ def name_classes(description: Description, count: int) -> None:
         description.names = [d.split(",")[0] for d in info.label_descriptions()]
 
 
-def config_of(model: GLNet) -> dict[str, Any]:
+def config_of(model: Any) -> dict[str, Any]:
     """timm's configuration of a model: how images are prepared, class count, names of the first and last layers."""
-    return cast(dict[str, Any], model.pretrained_cfg)
+    return cast(dict[str, Any], network_of(model).pretrained_cfg)
 
 
 def identify(tensors: Mapping[str, Tensor], path: Path) -> str:
@@ -249,7 +313,7 @@ def identify(tensors: Mapping[str, Tensor], path: Path) -> str:
     """
 
     def body(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-        shapes = {k: tuple(v.shape) for k, v in tensors.items() if not k.startswith(HEADS)}
+        shapes = {k: tuple(v.shape) for k, v in tensors.items() if not k.startswith(CLASSIFIERS)}
         return shapes | {"stem.0.weight": shapes.get("stem.0.weight", ())[:1]}
 
     has_second = any(k.startswith("aux_head.") for k in tensors)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glmix.models.glnet import GLMix
+from glmix.models.glnet import Attention, GLMix
 from glmix.models.slots import at_least_float32
 
 
@@ -75,6 +75,7 @@ def slot_maps(model: nn.Module, images: Tensor, attention: bool = False) -> list
     """
     model = getattr(model, "_orig_mod", model)
     mixers = {name.removesuffix(".mixer"): m for name, m in model.named_modules() if isinstance(m, GLMix)}
+    mixers = {name: mixer for name, mixer in mixers.items() if mixer.has_slots}
     if not mixers:
         raise ValueError(f"{type(model).__name__} has no GLMix blocks, so no slots to look at")
     found: dict[str, dict[str, Any]] = {name: {} for name in mixers}
@@ -92,7 +93,7 @@ def slot_maps(model: nn.Module, images: Tensor, attention: bool = False) -> list
 
             stack.callback(mixer.similarity.register_forward_hook(keep_logits).remove)
             stack.callback(mixer.register_forward_pre_hook(keep_grid).remove)
-            if attention:
+            if attention and isinstance(mixer.slot_attn, Attention):
 
                 def keep_attention(m: Any, args: Any, _output: Any, into: dict = found[name]) -> None:
                     q, k, _ = at_least_float32(m.project(args[0])).unbind(0)

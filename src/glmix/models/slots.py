@@ -82,3 +82,24 @@ def dispatch(logits_BMN: Tensor, slots_BMC: Tensor) -> Tensor:
     """Pixels (B, N, C): each the mean of all slots, weighted by a softmax over slots."""
     weights = torch.softmax(at_least_float32(logits_BMN), dim=1).to(slots_BMC.dtype)
     return torch.matmul(weights.transpose(-2, -1), slots_BMC)
+
+
+FAR = -1e4  # a logit whose softmax is 0 beside 0, and finite: a slot without pixels is the mean of all, and nobody's
+
+
+def hardened(logits_BMN: Tensor) -> Tensor:
+    """Logits of an assignment that is all or nothing: 0 for each pixel's most similar slot, `FAR` for the others."""
+    best_B1N = logits_BMN.argmax(1, keepdim=True)
+    return torch.full_like(logits_BMN, FAR).scatter(1, best_B1N, 0.0)
+
+
+@register_notrace_function
+def fixed_patches(x_BHWC: Tensor, slot_grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Square patches as seeds, and pixels that are similar to the patch they lie in alone: unit vectors (B, M or N, M)."""
+    B, H, W, _ = x_BHWC.shape
+    slot_h, slot_w = slot_grid
+    rows = torch.arange(H, device=x_BHWC.device) * slot_h // H
+    columns = torch.arange(W, device=x_BHWC.device) * slot_w // W
+    patch = (rows.unsqueeze(1) * slot_w + columns).flatten()
+    seeds = torch.eye(slot_h * slot_w, dtype=x_BHWC.dtype, device=x_BHWC.device)
+    return seeds.expand(B, -1, -1), seeds[patch].expand(B, -1, -1)

@@ -26,7 +26,7 @@ from glmix.models.description import Description
 
 HEADER_KEY = "glmix"
 SHIPPED_FOLDER = Path(__file__).parent.parent / "shipped"
-OF_A_RUN = ("best.safetensors", "last.safetensors")
+OF_A_RUN = ("best.safetensors", "best_ema.safetensors", "last.safetensors", "last_ema.safetensors")
 OF_TIMM = ("model.safetensors", "pytorch_model.bin")  # with config.json beside, by `save_for_hf`
 # where files of PyTorch keep weights, the better ones first: timm keeps, and itself takes, the average where it has one
 ENTRIES = ("state_dict_ema", "model", "state_dict", "model_state_dict", "net", "network", "weights")
@@ -53,7 +53,7 @@ def read_checkpoint(source: str | Path) -> tuple[Description, dict[str, Tensor]]
     """Read weights, by our names, and what the file says of them.
 
     Args:
-        source: a run's folder (its best ones) or its resume point, a safetensors file, a folder by timm's
+        source: a run's folder (the better of its best and its best average) or its resume point, a safetensors file, a folder by timm's
             `save_for_hf`, or a file of PyTorch such as the released `.pth` ones.
 
     Raises:
@@ -66,11 +66,18 @@ def read_checkpoint(source: str | Path) -> tuple[Description, dict[str, Tensor]]
         description, tensors = _read_pytorch(path)
     if path.name in OF_TIMM and not description.model and (path.parent / "config.json").is_file():
         description = _read_config(path.parent / "config.json")
+    if description.head:
+        return description, unwrapped(tensors)
     return description, rename_released(without_wrappers(tensors, path))
 
 
+def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`tensors` without the prefixes of DDP, `module.`, and torch.compile, `_orig_mod.`."""
+    return {re.sub(r"(^|(?<=\.))(module\.|_orig_mod\.)+", "", key): value for key, value in tensors.items()}
+
+
 def checkpoint_file(source: str | Path) -> Path:
-    """The file of a checkpoint: itself, or the best weights of a run folder.
+    """The file of a checkpoint: itself, or the best weights of a run folder, averaged or not, as its validation told.
 
     Raises:
         UserError: there is none.
@@ -78,7 +85,9 @@ def checkpoint_file(source: str | Path) -> Path:
     path = Path(source)
     if path.is_dir():
         found = [path / name for name in OF_A_RUN + OF_TIMM]
-        path = next((p for p in found if p.is_file()), found[0])
+        there = [p for p in found if p.is_file()]
+        best = [p for p in there if p.name.startswith("best")]
+        path = max(best, key=_validated) if len(best) > 1 else next(iter(there), found[1])
         if not path.is_file():
             raise UserError(
                 f"{source}: this folder holds no best.safetensors or last.safetensors; is it a run's folder, and has an epoch ended?"
@@ -88,6 +97,12 @@ def checkpoint_file(source: str | Path) -> Path:
             f"{source}: no such checkpoint; give a run folder, a .safetensors or .pth file, or a model name (`glmix models`)"
         )
     return path
+
+
+def _validated(path: Path) -> float:
+    """What a run measured of the weights in a file of its: the figure that chooses among them."""
+    info = _read_header(path).info
+    return float(info.get(f"val_{info.get('headline', 'top1')}", float("-inf")))
 
 
 def count_classes(tensors: Mapping[str, Tensor]) -> int:
@@ -217,7 +232,7 @@ def without_wrappers(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor
     Raises:
         UserError: the file holds several GLNets.
     """
-    tensors = {re.sub(r"(^|(?<=\.))(module\.|_orig_mod\.)+", "", key): value for key, value in tensors.items()}
+    tensors = unwrapped(tensors)
     prefixes = sorted({match[1] for match in map(_FIRST.match, tensors) if match})
     averages = [prefix for prefix in prefixes if re.search(r"(^|[._])ema[._]", prefix)]
     chosen = averages or prefixes

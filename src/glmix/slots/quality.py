@@ -106,7 +106,7 @@ def slot_quality(
     skipped: list[Skipped] = []
     for index in range(len(images)):
         try:
-            photo, mask = bounded(*images.read(index))
+            photo, mask = bounded(*images.read(index)[:2])
         except BadImage as error:
             skipped.append(Skipped(error.name, error.reason))
         else:

@@ -6,11 +6,12 @@ from typing import Any
 
 from glmix.errors import UserError
 from glmix.tasks.classify import CLASSIFY
+from glmix.tasks.detect import DETECT
 from glmix.tasks.token_label import TOKEN_LABEL
 from glmix.training.options import TrainOptions
 from glmix.training.task import Task
 
-TASKS: dict[str, Task] = {task.name: task for task in (CLASSIFY, TOKEN_LABEL)}
+TASKS: dict[str, Task] = {task.name: task for task in (CLASSIFY, TOKEN_LABEL, DETECT)}
 
 
 def task_named(name: str) -> Task:
@@ -31,7 +32,7 @@ def options_of(content: Mapping[str, Any]) -> TrainOptions:
     """Options from plain data, such as the config.yaml of a run.
 
     Those written before there were tasks have the options of token labels always; only where labels are named were
-    these used.
+    these used. Those written before the cosine began after the warm-up keep the schedule that they had.
 
     Raises:
         ValueError, TypeError: an option is unknown or out of bounds.
@@ -43,4 +44,6 @@ def options_of(content: Mapping[str, Any]) -> TrainOptions:
         if not labelled:
             content.pop("token_labels", None)
             content.pop("dense_weight", None)
+    if "warmup_prefix" not in content:
+        content |= {"warmup_prefix": False, "warmup_lr": min(1e-6, content.get("lr", 1e-6))}
     return task_named(content["task"]).options(**content)

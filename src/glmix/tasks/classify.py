@@ -16,7 +16,7 @@ from glmix.data.prepare import Augmentation, Preparation, training_transform
 from glmix.data.samples import Source
 from glmix.data.sources import open_data
 from glmix.errors import UserError
-from glmix.models import GLNet, check_name, config_of, create_model, load_body
+from glmix.models import build, config_of, load_body
 from glmix.models.description import Description
 from glmix.ranges import NonNegativeFloat, PositiveInt, Share, ShareAboveZero, Side, SideOrZero
 from glmix.training.options import TrainOptions
@@ -68,24 +68,14 @@ class ClassifyOptions(TrainOptions, Augmentation):
             raise ValueError(f"batch_size must be even with mixup or cutmix, not {self.batch_size}")
 
 
-def build(description: Description, **arguments: Any) -> GLNet:
-    """The model of a description, with weights as first drawn."""
-    if "num_classes" in description.model_args:
-        raise UserError("model_args num_classes: the data says how many; leave it out")
-    given = {"num_classes": len(description.classes)} | description.model_args | arguments
-    try:
-        return create_model(check_name(description.model), **given)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"model_args {description.model_args}: {error}") from error
-
-
 def start(model: Any, options: ClassifyOptions, description: Description) -> str:
     """The weights of `init`, and of a linear probe only the classifiers left to learn."""
     said = load_body(model, options.init, description.classes) if options.init else ""
     if options.linear_probe:
         model.requires_grad_(False)
-        for head in (model.get_classifier(), model.aux_head):
-            head.requires_grad_(True)
+        for head in (model.get_classifier(), getattr(model, "aux_head", None)):
+            if head is not None:
+                head.requires_grad_(True)
     return said
 
 
@@ -93,7 +83,8 @@ def prepare(options: ClassifyOptions, model: Any) -> Preparation:
     """How the run prepares validation images."""
     side = options.eval_size or options.image_size
     usual = Preparation.of(config_of(model))
-    sized = replace(usual, size=(side, side), channels=model.in_chans)
+    channels = getattr(model, "in_chans", usual.channels)
+    sized = replace(usual, size=(side, side), channels=channels)
     return replace(sized, resize=options.eval_fit, crop=options.eval_crop).checked()
 
 
@@ -187,7 +178,7 @@ class Scores(nn.Module):
             metric.reset()
 
 
-def decode(logits: Tensor, description: Description, top: int) -> list[Answers]:
+def decode(logits: Tensor, batch: Batch, description: Description, top: int) -> list[Answers]:
     """The `top` classes of each image."""
     best = logits.float().softmax(1).topk(min(top, logits.shape[1]))
     rows = zip(best.values.tolist(), best.indices.tolist(), strict=True)

@@ -28,6 +28,8 @@ def write_labels(
     weights: str = "",
     batch_size: int = 64,
     workers: int = -1,
+    all_classes: bool = False,
+    flip: bool = False,
 ) -> tuple[TokenLabels, list[Skipped]]:
     """Write the labels of all images of a source; shards that are whole already are kept.
 
@@ -40,16 +42,23 @@ def write_labels(
         size: side in pixels that images are squashed to for the teacher; 0 for its own.
         batch_size: images at a time.
         workers: processes that load images; -1 chooses.
+        all_classes: keep the best of all of the teacher's classes, not of the data's alone.
+        flip: take the mean with the scores of the mirrored image.
 
     Raises:
         UserError: the teacher cannot label these images, or `out` holds labels of another teacher or of other images.
     """
     model, names, preparation = load_teacher(teacher, weights)
     columns = class_columns(teacher, names, model.num_classes, source.classes)
+    classes_kept = source.classes
+    if all_classes:
+        classes_kept = names or source.classes
+        columns = list(range(model.num_classes))
     side = size or preparation.size[0]
     dense = DenseTeacher(teacher, model, columns, side).to(device)
     name = f"{teacher} {fingerprint(model)}"  # other weights under the same name are another teacher
-    header = (name, side, source.classes, source.digest(), len(source), dense.grid, min(top, len(columns)))
+    name += " and mirrored" if flip else ""
+    header = (name, side, classes_kept, source.digest(), len(source), dense.grid, min(top, len(columns)))
     begun = read_header(out)
     labels = TokenLabels(out, *header, shard=begun.shard if begun else SHARD)
     if begun and begun != labels:
@@ -74,7 +83,11 @@ def write_labels(
             skipped += [found for _, names in items for found in names]
             images = {start + i: sample.image for i, (sample, _) in enumerate(items) if sample is not None}
             if images:
-                best = dense.label(torch.stack(list(images.values()))).topk(labels.top)
+                pixels = torch.stack(list(images.values()))
+                found = dense.label(pixels)
+                if flip:
+                    found = (found + dense.label(pixels.flip(3)).flip(2)) / 2
+                best = found.topk(labels.top)
                 if not best.values.isfinite().all():
                     raise UserError(f"{teacher}: its scores are not finite; are these weights of this model?")
                 at = list(images)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from glmix.data.loading import Batch, Transform
 from glmix.data.samples import Source
-from glmix.data.token_labels import PairedTargets, TokenTransform, open_token_labels, token_targets
+from glmix.data.token_labels import PairedTargets, TokenTransform, open_token_labels, read_header, token_targets
 from glmix.errors import UserError
 from glmix.models import GLNet
 from glmix.models.description import Description
@@ -29,11 +29,15 @@ class TokenLabelOptions(ClassifyOptions):
     Args:
         token_labels: folder that `glmix label-tokens` wrote, for models with the head for them.
         dense_weight: factor on the loss of all places.
+
+    The cosine lies over all epochs, as in the reference's training with token labels (timm's rule).
     """
 
     task: str = "token-label"
     mixup: NonNegativeFloat = 0.0
     cutmix: NonNegativeFloat = 0.0
+    warmup_lr: NonNegativeFloat = 1e-6
+    warmup_prefix: bool = False
     token_labels: str = ""
     dense_weight: NonNegativeFloat = 0.5
 
@@ -95,19 +99,32 @@ class TokenLoss:
     is not used.
 
     Raises:
-        UserError: the model has no head for token labels.
+        UserError: the model has no head for token labels, or not of as many classes.
     """
+
+    columns: list[int] | None  # the data's classes among those of the labels; None where they are the same
 
     def __init__(self, options: TokenLabelOptions, model: Any, description: Description) -> None:
         rows, _ = token_grid(model, options.image_size)
         self.options, self.stride = options, options.image_size // rows
-        self.classes = len(description.classes)
+        labels = read_header(options.token_labels)
+        known = labels.classes if labels is not None else description.classes
+        self.classes, self.columns = len(known), None
+        if known != description.classes:
+            self.columns = [known.index(name) for name in description.classes]
+        places = model.dense_classes or len(description.classes)
+        if places != self.classes:
+            raise UserError(
+                f"{options.token_labels}: labels of {self.classes} classes, and the model's head for places has {places}; "
+                f"give --model-args '{{token_labeling: true, dense_classes: {self.classes if self.columns else 0}}}'"
+            )
 
     def __call__(self, model: Any, batch: Batch, epoch: int) -> Tensor:
         side = size_at(self.options, epoch) // self.stride * self.stride  # which the last grid covers exactly
         images, (_, indices, scores, boxes) = resized(batch.images, side), batch.targets
         grid = (side // self.stride, side // self.stride)
-        whole, dense = token_targets(indices, scores, boxes, grid, self.classes, self.options.label_smoothing)
+        smoothing = self.options.label_smoothing
+        whole, dense = token_targets(indices, scores, boxes, grid, self.classes, smoothing, self.columns)
         box = random_box(*grid)
         logits, places = model.forward_mixtoken(images, box)
         dense_loss = F.cross_entropy(places.float().flatten(0, 1), dense.flatten(0, 2))

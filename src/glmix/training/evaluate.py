@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from glmix.data.loading import Batch
 from glmix.data.samples import Skipped
 from glmix.models import backbone_of
+from glmix.training.task import Task
 
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, batches: Iterable[Batch], metrics: Any, device: torch.device
+    task: Task, model: nn.Module, batches: Iterable[Batch], metrics: Any, device: torch.device
 ) -> tuple[dict[str, float], int, list[Skipped]]:
     """Figures of `model`, the number of images they are of, and the images that could not be used."""
     metrics = metrics.to(device)
@@ -24,7 +25,7 @@ def evaluate(
         skipped += batch.skipped
         if len(batch):
             batch = batch.to(device)
-            metrics.update(model(batch.images.contiguous(memory_format=torch.channels_last)), batch.targets)
+            metrics.update(task.forward(model, batch), batch.targets)
             used += len(batch)
     return (metrics.compute() if used else {}), used, skipped
 

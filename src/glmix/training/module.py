@@ -1,5 +1,6 @@
 """`Trained`, the Lightning module of every task."""
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from glmix.data.loading import Batch, EpochOrder, seeded
 from glmix.data.samples import Skipped
 from glmix.errors import UserError
-from glmix.models import backbone_of
+from glmix.models import GLNet, network_of
 from glmix.models.description import Description
 from glmix.models.slot_maps import slot_maps
 from glmix.models.weights import write_checkpoint
-from glmix.training.optim import cosine, parameter_groups
+from glmix.training.optim import parameter_groups, schedule
 from glmix.training.options import TrainOptions
 from glmix.training.resuming import Position
 from glmix.training.task import Task
@@ -27,7 +28,7 @@ SEEN = 32  # images whose slots are looked at in a validation
 
 
 class Trained(pl.LightningModule):
-    """Trains `model` for `task`; validates the moving average of its weights where there is one, and keeps the best.
+    """Trains `model` for `task`; validates its weights, and their moving average where there is one; keeps the best.
 
     Args:
         task: loss, metrics, and which of these chooses the best weights.
@@ -58,24 +59,29 @@ class Trained(pl.LightningModule):
         if options.compile:
             model.compile()
         self.loss = task.loss(options, model, description)
-        self.metrics = task.metrics(description)
-        self.best = float("-inf")
+        self.metrics = nn.ModuleDict({kind or "raw": task.metrics(description) for kind in self.kinds})
+        self.best = dict.fromkeys(self.kinds, float("-inf"))
         self.validated_epoch = -1
         self.steps_before = 0  # of the schedule, where the run goes on
         self.skipped: set[Skipped] = set()
         self.slot_health: dict[str, float] = {}
 
     @property
+    def kinds(self) -> dict[str, nn.Module]:
+        """The weights that are validated and kept, by what their figures' and files' names end in."""
+        return {"": self.model} | ({"_ema": self.ema.module} if self.ema is not None else {})
+
+    @property
     def averaged(self) -> nn.Module:
-        """The weights that are validated and kept."""
+        """The moving average where there is one, else the weights themselves."""
         return self.ema.module if self.ema is not None else self.model
 
     def train(self, mode: bool = True) -> "Trained":
         """As always, but parts none of whose weights learn stay as in use: their norms and drop path stand still."""
         super().train(mode)
-        for part in self.model.children():
+        for part in self.model.modules():
             weights = list(part.parameters())
-            if weights and not any(weight.requires_grad for weight in weights):
+            if part is not self.model and weights and not any(weight.requires_grad for weight in weights):
                 part.eval()
         if self.ema is not None:
             self.ema.eval()
@@ -87,7 +93,7 @@ class Trained(pl.LightningModule):
         o = self.options
         groups = parameter_groups(self.model, o.weight_decay, o.layer_decay, self.task.spare_scalars)
         optimizer = torch.optim.AdamW(groups, lr=self.lr)
-        scheduler = cosine(optimizer, o.epochs, self.order.steps, o.warmup_epochs, o.min_lr)
+        scheduler = schedule(optimizer, o, self.order.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def steps_done(self) -> int:
@@ -100,8 +106,8 @@ class Trained(pl.LightningModule):
 
     def on_train_start(self) -> None:
         self.train()  # Lightning leaves modules as they are
-        schedule: Any = self.lr_schedulers()
-        schedule.step_update(num_updates=self.steps_before)
+        scheduler: Any = self.lr_schedulers()
+        scheduler.step_update(num_updates=self.steps_before)
         self.validate_last()
 
     def on_train_epoch_start(self) -> None:
@@ -136,8 +142,9 @@ class Trained(pl.LightningModule):
         if not torch.isfinite(loss):
             out = Path(self.options.out)
             kept = f"from the weights that are kept, by --init {out}" if (out / "best.safetensors").exists() else "anew"
+            images = ", ".join(batch.names[:3]) + (f" and {len(batch) - 3} more" if len(batch) > 3 else "")
             raise UserError(
-                f"the loss is {loss.item()} in epoch {self.current_epoch + 1}, batch {batch_idx + 1}; go on by --resume "
+                f"the loss is {loss.item()} in epoch {self.current_epoch + 1}, batch {batch_idx + 1} ({images}); go on by --resume "
                 f"--precision fp32 if it was not that, or begin {kept}, with a lower --lr and another --out"
             )
         self.skipped.update(batch.skipped)
@@ -157,16 +164,18 @@ class Trained(pl.LightningModule):
         self.skipped.update(batch.skipped)
         if not len(batch):
             return
-        with torch.autocast(batch.images.device.type, enabled=False):  # as `glmix eval` will, so that the numbers agree
-            outputs = self.averaged(batch.images.contiguous(memory_format=torch.channels_last))
-        self.metrics.update(outputs, batch.targets)
+        for model, metrics in zip(self.kinds.values(), self.metrics.values(), strict=True):
+            with torch.autocast(batch.images.device.type, enabled=False):  # as `glmix eval`, so that the numbers agree
+                outputs = self.task.forward(model, batch)
+            metrics.update(outputs, batch.targets)  # type: ignore[operator]
         if batch_idx == 0:
             self.look_at_slots(batch.images)
 
     def look_at_slots(self, images: Tensor) -> None:
         """Normalised entropies (1: idle) and scales of the slots of every block."""
         self.slot_health = {}
-        mixers = backbone_of(self.averaged).slot_mixers()
+        net = network_of(self.averaged)
+        mixers = net.slot_mixers() if isinstance(net, GLNet) else {}
         if not mixers:
             return
         for maps, mixer in zip(slot_maps(self.averaged, images[:SEEN]), mixers.values(), strict=True):
@@ -175,19 +184,27 @@ class Trained(pl.LightningModule):
             self.slot_health[f"slots/{maps.block}/scale"] = mixer.similarity.scale.item()
 
     def on_validation_epoch_end(self) -> None:
-        values = {f"val_{name}": value for name, value in self.metrics.compute().items()}
-        self.metrics.reset()
+        found: dict[str, dict[str, float]] = {}
+        for kind, metrics in zip(self.kinds, self.metrics.values(), strict=True):
+            found[kind] = metrics.compute()  # type: ignore[operator]
+            metrics.reset()  # type: ignore[operator]
+            self.log_dict({f"val{kind}_{name}": value for name, value in found[kind].items()}, prog_bar=True)
         self.validated_epoch = self.current_epoch
-        self.log_dict(values, prog_bar=True)
         self.log_dict(self.slot_health)
-        if self.trainer.sanity_checking or not self.trainer.is_global_zero:
+        if not self.trainer.is_global_zero:
             return
-        described = replace(self.description, info=self.description.info | {"epoch": self.current_epoch + 1} | values)
-        out, tensors = Path(self.options.out), self.averaged.state_dict()
-        write_checkpoint(out / "last.safetensors", described, tensors)
-        if values[f"val_{self.task.headline}"] > self.best:
-            self.best = values[f"val_{self.task.headline}"]
-            write_checkpoint(out / "best.safetensors", described, tensors)
+        for kind, model in self.kinds.items():
+            figures = {f"val_{name}": value for name, value in found[kind].items()}
+            about = self.description.info | {"epoch": self.current_epoch + 1, "headline": self.task.headline} | figures
+            self.keep(kind, replace(self.description, info=about), found[kind][self.task.headline], model.state_dict())
+
+    def keep(self, kind: str, described: Description, figure: float, tensors: dict[str, Tensor]) -> None:
+        """Write the weights of a validation, and where they are the best of their kind, these too."""
+        out = Path(self.options.out)
+        write_checkpoint(out / f"last{kind}.safetensors", described, tensors)
+        if figure > self.best[kind]:
+            self.best[kind] = figure
+            write_checkpoint(out / f"best{kind}.safetensors", described, tensors)
 
     def on_train_end(self) -> None:
         """Every process tells what it skipped, and the first one says it."""
@@ -205,7 +222,15 @@ class Trained(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_data(checkpoint.get("data", {}))
-        self.best = checkpoint["best"]
+        best = checkpoint["best"]
+        if not isinstance(best, dict):  # of an older run, which measured and kept the average alone where it had one
+            kind = list(self.kinds)[-1]
+            best = {kind: best}
+            for name in ("best", "last"):
+                kept = Path(self.options.out) / f"{name}.safetensors"
+                if kind and kept.exists() and self.trainer.is_global_zero:
+                    os.replace(kept, kept.with_name(f"{name}{kind}.safetensors"))
+        self.best |= best
         self.steps_before = Position.of(checkpoint, self.order).go_on(checkpoint, self.order, self.options)
 
     def check_data(self, before: dict[str, Any]) -> None:

@@ -3,11 +3,12 @@
 from typing import Any
 
 from timm.models import group_parameters
-from timm.scheduler import create_scheduler_v2
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, PolyLRScheduler
 from torch import nn
 from torch.optim import Optimizer
 
-from glmix.models import backbone_of
+from glmix.models import network_of
+from glmix.training.options import TrainOptions
 
 
 def parameter_groups(
@@ -20,9 +21,9 @@ def parameter_groups(
     With `spare_scalars` it is not, as in the reference's training with token labels, which has timm's own rule. What is
     outside the backbone (a head) learns as its last layer does.
     """
-    backbone = backbone_of(model)
+    backbone = network_of(model)
     prefix = next(f"{name}." if name else "" for name, module in model.named_modules() if module is backbone)
-    spared = {prefix + name for name in backbone.no_weight_decay()}
+    spared = {prefix + name for name in getattr(backbone, "no_weight_decay", set)()}
     depths = group_parameters(backbone, backbone.group_matcher(), reverse=True)
     layers = {prefix + name: layer for name, layer in depths.items()}
     deepest = max(layers.values())
@@ -42,16 +43,22 @@ def parameter_groups(
     return list(groups.values())
 
 
-def cosine(optimizer: Optimizer, epochs: int, steps_per_epoch: int, warmup_epochs: int, min_lr: float) -> Any:
-    """timm's cosine with linear warm-up, moved step by step; warm-up is part of `epochs`."""
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        sched="cosine",
-        num_epochs=epochs,
-        warmup_epochs=min(warmup_epochs, epochs - 1),
-        warmup_lr=1e-6,
-        min_lr=min_lr,
-        step_on_epochs=False,
-        updates_per_epoch=steps_per_epoch,
-    )
-    return scheduler
+def schedule(optimizer: Optimizer, options: TrainOptions, steps_per_epoch: int) -> Any:
+    """timm's schedule of a run, moved step by step; warm-up is part of its epochs."""
+    steps = options.epochs * steps_per_epoch
+    warmup = options.warmup_steps or options.warmup_epochs * steps_per_epoch
+    warmup = min(warmup, steps - steps_per_epoch if options.warmup_epochs else steps - 1)
+    shared: dict[str, Any] = {
+        "warmup_t": warmup,
+        "warmup_lr_init": options.warmup_lr,
+        "warmup_prefix": options.warmup_prefix,
+        "t_in_epochs": False,
+    }
+    length = steps - warmup if options.warmup_prefix else steps
+    if options.schedule == "cosine":
+        return CosineLRScheduler(optimizer, length, lr_min=options.min_lr, **shared)
+    if options.schedule == "poly":
+        return PolyLRScheduler(optimizer, length, options.poly_power, lr_min=options.min_lr, **shared)
+    before = warmup if options.warmup_prefix else 0  # milestones are told from the beginning of the run
+    falls = [epoch * steps_per_epoch - before + 1 for epoch in options.milestones]  # timm's come a step early
+    return MultiStepLRScheduler(optimizer, falls, 0.1, **shared)

@@ -37,12 +37,19 @@ class TrainOptions:
         grad_checkpointing: recompute activations in the backward pass, to save memory.
         compile: compile the model with torch.compile.
         epochs: passes over the training images.
+        steps: optimiser steps instead of epochs, which are then shortened a little to hold a whole number; 0 for epochs.
         batch_size: images per step and process.
         accumulate: batches whose gradients are added up before the weights move.
         lr: peak learning rate (AdamW) for a global batch of lr_batch images.
         lr_batch: the global batch that lr is meant for; lr is scaled to the real one. 0 takes lr as it is.
-        min_lr: learning rate at the end of the cosine.
+        schedule: how the learning rate falls: by a cosine or a polynomial to min_lr, or to a tenth at each milestone.
+        min_lr: learning rate at the end of cosine or polynomial.
+        milestones: epochs after which the learning rate falls to a tenth.
+        poly_power: of the polynomial; 1 for a straight line.
         warmup_epochs: epochs of linear warm-up.
+        warmup_steps: steps of linear warm-up instead; 0 for warmup_epochs.
+        warmup_lr: learning rate at the first step of the warm-up.
+        warmup_prefix: let cosine or polynomial begin when the warm-up ends, not with the run.
         layer_decay: factor on the learning rate from each layer to the one before it; 1 for none.
         weight_decay: of weights; biases, norms and LayerScale are not decayed.
         clip_grad: largest norm of the gradient; 0 for no limit.
@@ -71,12 +78,19 @@ class TrainOptions:
     grad_checkpointing: bool = False
     compile: bool = False
     epochs: PositiveInt = 30
+    steps: NonNegativeInt = 0
     batch_size: Pair = 64
     accumulate: PositiveInt = 1
     lr: PositiveFloat = 2e-3
     lr_batch: NonNegativeInt = 0
+    schedule: Literal["cosine", "step", "poly"] = "cosine"
     min_lr: NonNegativeFloat = 1e-5
+    milestones: list[int] = field(default_factory=list)
+    poly_power: PositiveFloat = 1.0
     warmup_epochs: NonNegativeInt = 2
+    warmup_steps: NonNegativeInt = 0
+    warmup_lr: NonNegativeFloat = 0.0
+    warmup_prefix: bool = True
     layer_decay: ShareAboveZero = 1.0
     weight_decay: NonNegativeFloat = 0.05
     clip_grad: NonNegativeFloat = 5.0
@@ -100,7 +114,7 @@ class TrainOptions:
         "precision": "the machine",
     }
     FREE: ClassVar[set[str]] = {  # what may change when a run goes on, as it changes no step already made
-        "data", "out", "resume", "epochs", "val_every", "checkpoint_steps", "limit_val_batches",
+        "data", "out", "resume", "epochs", "steps", "val_every", "checkpoint_steps", "limit_val_batches",
         "precision", "workers", "devices", "strategy", "compile", "grad_checkpointing",
     }  # fmt: skip
 
@@ -115,12 +129,19 @@ class TrainOptions:
             self.out.encode()
         except UnicodeEncodeError as error:  # TensorBoard's files cannot have such a name
             raise ValueError(f"out {self.out!a} is no text in UTF-8; choose another folder") from error
-        if self.min_lr > self.lr:
-            raise ValueError(f"min_lr {self.min_lr:g} is above lr {self.lr:g}; the cosine falls from lr to min_lr")
+        for name in ("min_lr", "warmup_lr"):
+            if getattr(self, name) > self.lr:
+                raise ValueError(f"{name} {getattr(self, name):g} is above lr {self.lr:g}, the largest of the run")
+        if self.schedule == "step" and (not self.milestones or sorted(set(self.milestones)) != self.milestones):
+            raise ValueError(f"milestones {self.milestones}: the step schedule needs rising epochs, such as [8, 11]")
         if self.strategy == "fsdp" and self.ema:
             raise ValueError(
                 "fsdp shards the weights and cannot keep their moving average; set ema to 0, or strategy to ddp"
             )
+
+    def described_head(self) -> dict[str, Any]:
+        """Name and options of the head of a dense task; empty for the network's own."""
+        return {}
 
     def check_machine(self, cuda: bool) -> None:
         """Refuse what this machine cannot do, before anything is read.

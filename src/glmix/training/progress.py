@@ -49,18 +49,23 @@ class EpochRows(pl.Callback):
         training = max(self.batch_ended - self.started, 1e-9)
         row = {"epoch": epoch} | {k: round(float(v), 6) for k, v in metrics.items() if not k.endswith("_step")}
         if trainer.current_epoch != module.validated_epoch:  # the trainer remembers values of earlier epochs
-            row = {k: v for k, v in row.items() if not k.startswith(("val_", "slots/"))}
+            row = {k: v for k, v in row.items() if not k.startswith(("val", "slots/"))}
         row["lr"] = float(f"{trainer.optimizers[0].param_groups[-1]['lr']:.4g}")
         row["images_per_second"] = round(self.batches * module.order.batch_size * trainer.world_size / training, 1)
         row["data_wait_percent"] = round(100 * self.waited / training, 1)
         row["memory_gb"] = round(memory_in_use(), 2)
         write_rows(self.path, [*read_rows(self.path), row])
         seconds = int((time.monotonic() - self.started) * (epochs - epoch))
-        validated = {k.removeprefix("val_"): v for k, v in row.items() if k.startswith("val_")}
+        show = module.task.show
+        validated = [
+            show({k.removeprefix(f"val{kind}_"): v for k, v in row.items() if k.startswith(f"val{kind}_")})
+            for kind in module.kinds
+            if f"val{kind}_{module.task.headline}" in row
+        ]
         parts = (
             f"epoch {epoch}/{epochs}",
             f"loss {row.get('train_loss', float('nan')):.3f}",
-            f"val {module.task.show(validated)}" if validated else "",
+            f"val {' (average '.join(validated)}{')' * (len(validated) - 1)}" if validated else "",
             f"{row['images_per_second']:.0f} images/s",
             f"{row['data_wait_percent']:.0f} % waiting for data",
             f"{row['memory_gb']:.1f} GB",
@@ -110,7 +115,7 @@ def plot_curves(rows: list[dict[str, Any]], picture: Path) -> None:
     slots.set_title("assignment entropy per block (1: idle slots)")
     slots.set_ylim(0, 1.02)
     for name, points in curves.items():
-        if name in ("train_loss", "val_loss"):
+        if name in ("train_loss", "val_loss", "val_ema_loss"):
             losses.plot(*points, marker=".", label=name)
         elif name.startswith("val_"):
             figures.plot(*points, marker=".", label=name)

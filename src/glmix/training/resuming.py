@@ -26,10 +26,10 @@ from glmix.console import say
 from glmix.data.loading import EpochOrder
 from glmix.errors import UserError
 from glmix.files import written_whole
+from glmix.models.weights import OF_A_RUN
 from glmix.training.options import TrainOptions
 
 NEWEST, PREVIOUS = "resume.ckpt", "resume-previous.ckpt"
-WEIGHTS = ("best.safetensors", "last.safetensors")
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -73,11 +73,11 @@ def where_to_begin(out: Path, resume: bool) -> Path | None:
         UserError: there is a run and no `resume`; or one whose resume points are gone, which a new one would overwrite.
     """
     point = find_resume_point(out)
-    kept = [name for name in (*WEIGHTS, NEWEST, PREVIOUS) if (out / name).exists()]
+    kept = [name for name in (*OF_A_RUN, NEWEST, PREVIOUS) if (out / name).exists()]
     if point is None and kept:
         another = (
             f"from its weights by --init {out / kept[0]} and another --out"
-            if kept[0] in WEIGHTS
+            if kept[0] in OF_A_RUN
             else "by another --out"
         )
         raise UserError(

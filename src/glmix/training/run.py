@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from base64 import b64encode
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +53,7 @@ def fit(task: Task, options: TrainOptions) -> Trained:
     pl.seed_everything(options.seed, verbose=False)
     trainer = make_trainer(options)
     trained, loaders = prepare(task, options, trainer.global_rank, trainer.world_size)
+    trainer.fit_loop.max_epochs = trained.options.epochs
     try:
         with occupied(out) if first else nullcontext(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Lightning's advice on its own internals
@@ -85,19 +87,22 @@ def prepare(
     task: Task, options: TrainOptions, rank: int = 0, processes: int = 1
 ) -> tuple[Trained, tuple[DataLoader, DataLoader]]:
     """What is trained and its loaders, for one of several processes."""
-    name = check_name(options.model)
+    name = check_name(options.model, others=True)
     data = task.open(options.data)
     learned, held_out = data.split("train"), data.split("val")
     repeats = getattr(options, "repeats", 1)
-    order = EpochOrder(
-        len(learned), options.batch_size, True, options.seed, rank, processes, repeats, options.accumulate,
-        options.limit_train_batches,
-    )  # fmt: skip
+    options, order = in_epochs(
+        options,
+        lambda limit: EpochOrder(
+            len(learned), options.batch_size, True, options.seed, rank, processes, repeats, options.accumulate, limit
+        ),
+    )
     if not order.steps:
         raise UserError(
             f"{options.data}: {len(learned)} training images are fewer than a batch of {order.step_size}; lower --batch-size"
         )
-    description = Description(task.name, name, options.model_args, learned.classes, learned.names)
+    head = options.described_head()
+    description = Description(task.name, name, options.model_args, learned.classes, learned.names, head=head)
     model = task.build(description, drop_path_rate=options.drop_path)
     said = task.start(model, options, description)
     if options.grad_checkpointing:
@@ -124,9 +129,24 @@ def prepare(
     return trained, loaders  # type: ignore[return-value]
 
 
+def in_epochs(options: TrainOptions, order: Callable[[int], EpochOrder]) -> tuple[TrainOptions, EpochOrder]:
+    """Options and order of a run that is told in steps, in epochs that are as little shorter as makes them whole.
+
+    Args:
+        options: with `steps` or without, which changes nothing.
+        order: of the training images, by the most batches an epoch may have (0: all).
+    """
+    whole = order(options.limit_train_batches)
+    if not options.steps or not whole.steps:
+        return options, whole
+    epochs = -(-options.steps // whole.steps)
+    return replace(options, epochs=epochs), order(-(-options.steps // epochs) * options.accumulate)
+
+
 def information(options: TrainOptions, data: DataSet, held_out: Source) -> dict[str, Any]:
     """What a checkpoint tells of its training, so that evaluation finds the images that were held out again."""
     info: dict[str, Any] = {"command": shlex.join(["glmix", *sys.argv[1:]]), "batch_size": options.batch_size}
+    info |= data.whole.info
     info["held_out"] = ""  # the data says itself which images are for validation
     if data.made:
         prints = np.array(sorted(held_out.fingerprints(sizes=True)), np.uint64)
@@ -138,6 +158,9 @@ def information(options: TrainOptions, data: DataSet, held_out: Source) -> dict[
 def say_what_is_learned(learned: Source, held_out: Source, lines: list[str], trained: Trained) -> None:
     """The data as it was understood, before an hour is spent on it; `lines` come first."""
     options = trained.options
+    if options.steps:
+        steps = trained.order.steps
+        lines.append(f"{options.steps} steps are {options.epochs} epochs of {steps}")
     for line in filter(None, lines):
         say(line)
     if trained.lr != options.lr:

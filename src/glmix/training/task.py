@@ -32,6 +32,11 @@ class Metrics(Protocol):
     def to(self, device: torch.device) -> Any: ...
 
 
+def of_images(model: nn.Module, batch: Batch) -> Any:
+    """Outputs of a model that asks for images alone; channels last in memory, which is faster."""
+    return model(batch.images.contiguous(memory_format=torch.channels_last))
+
+
 @dataclass(frozen=True)
 class Task:
     """One task. A new one is a module with such a record, and a line in `glmix.tasks`.
@@ -53,8 +58,10 @@ class Task:
         metrics: of the outputs of a model in evaluation mode.
         headline: the figure that chooses the best weights; the larger, the better.
         show: the figures of a validation in a few words.
-        decode: answers for each image of a batch of outputs, at most so many: plain data, as JSON has it.
+        decode: answers for each image of a batch, of the model's outputs for it, at most so many: plain data, as JSON
+            has it.
         tell: the answers for an image, in words.
+        forward: the outputs of a model in evaluation mode for a batch, whose targets are of no account.
         spare_scalars: whether 0-dimensional weights, the slots' scales, are never decayed.
     """
 
@@ -73,6 +80,7 @@ class Task:
     metrics: Callable[[Description], Any]
     headline: str
     show: Callable[[dict[str, float]], str]
-    decode: Callable[[Any, Description, int], list[Any]]
+    decode: Callable[[Any, Batch, Description, int], list[Any]]
     tell: Callable[[Any], str]
+    forward: Callable[[nn.Module, Batch], Any] = of_images
     spare_scalars: bool = False

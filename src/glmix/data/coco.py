@@ -1,0 +1,315 @@
+"""Boxes and masks in COCO's JSON, also as annotation tools write it."""
+
+import ast
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote
+
+from PIL import ExifTags, Image
+
+from glmix.data.folders import Tree
+from glmix.data.naming import one_form, split_word
+from glmix.data.objects import Boxes, Record, Row, Size, data_set, decoded, run_lengths
+from glmix.data.samples import DataSet, LeftOut
+from glmix.errors import UserError
+
+PARTS = ("images", "annotations", "categories")
+OTHER_KINDS = ("captions", "panoptic", "stuff", "person_keypoints", "image_info")  # of COCO's own files
+
+
+def annotation_files(tree: Tree) -> list[str]:
+    """The files of a folder or tar that hold instances: by their names, or, where none is named so, by what is in them."""
+    files = [n for n in tree.ending_in(".json") if not PurePosixPath(n).name.startswith(OTHER_KINDS)]
+    telling = [n for n in files if PurePosixPath(n).name.startswith("instances") or n.endswith("_annotations.coco.json")]
+    return telling or [n for n in files if _is_coco(tree, n)]
+
+
+def _is_coco(tree: Tree, name: str) -> bool:
+    try:
+        content = json.loads(_text(tree, name))
+    except ValueError:
+        return False
+    return isinstance(content, dict) and all(part in content for part in ("images", "annotations"))
+
+
+def _text(tree: Tree, name: str) -> str:
+    opened = tree.opened(name)
+    data = opened.read_bytes() if isinstance(opened, Path) else opened.read()
+    return data.decode("utf-8-sig")
+
+
+def scan_coco(origin: str, tree: Tree, files: Sequence[str]) -> DataSet:
+    """The pictures and objects of COCO's JSON files, one for each split.
+
+    Categories are numbered by the training file, in the order of their ids, and those of other files go by their names.
+    Names of pictures are looked for wherever they lie, by their endings; capitals and percent signs do not count.
+
+    Raises:
+        UserError: not COCO's form, or not to be understood without doubt; names file and id.
+    """
+    left_out = LeftOut()
+    by_word: dict[str, str] = {}
+    for name in files:
+        word = split_word(name)
+        if word in by_word:
+            raise UserError(f"{origin}: {by_word[word]} and {name} are of the same split; leave one of them there")
+        by_word[word] = name
+    contents = {word: _read(origin, tree, name) for word, name in by_word.items()}
+    first = next((w for w in ("train", "training") if w in contents), next(iter(contents)))
+    ids = {word: _categories(f"{origin}: {by_word[word]}", content) for word, content in contents.items()}
+    ordered = sorted(ids[first].items())
+    classes, category_ids = [name for _, name in ordered], [number for number, _ in ordered]
+    finder = Finder(tree)
+    boxes = Boxes(origin, left_out)
+    paths: list[str] = []
+    records: list[Record] = []
+    words: list[str] = []
+    for word, content in contents.items():
+        where = f"{origin}: {by_word[word]}"
+        rows = _rows(where, content, ids[word], classes, boxes, left_out, by_word[word])
+        for path, record in _pictures(where, by_word[word], content, finder, rows, left_out):
+            paths.append(path)
+            records.append(record)
+            words.append(word)
+    boxes.check()
+    for place in sorted({p for p in paths if paths.count(p) > 1}) if len(set(paths)) < len(paths) else []:
+        raise UserError(f"{origin}: {place} stands for two images of the annotations; each needs a file of its own")
+    return data_set(origin, tree, paths, records, classes, category_ids, words, left_out)
+
+
+def _read(origin: str, tree: Tree, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads(_text(tree, name))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{origin}: {name} cannot be read as JSON ({error})") from error
+    missing = [part for part in PARTS if not isinstance(content, dict) or not isinstance(content.get(part), list)]
+    if missing:
+        raise UserError(f"{origin}: {name} has no list of {', '.join(missing)}; COCO's form for instances has these")
+    return content  # type: ignore[no-any-return]
+
+
+def _categories(where: str, content: Mapping[str, Any]) -> dict[int, str]:
+    """Names of the categories by their ids."""
+    found: dict[int, str] = {}
+    for category in content["categories"]:
+        try:
+            number, name = int(category["id"]), one_form(str(category["name"]).strip())
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{where}: category {category} needs an id and a name") from error
+        if number in found or name in found.values():
+            other = number if number in found else next(i for i, known in found.items() if known == name)
+            raise UserError(f"{where}: categories {other} and {number} have the same {'id' if number in found else 'name'}"
+                            f" ({name}); correct one of them")  # fmt: skip
+        found[number] = name
+    return found
+
+
+def _rows(
+    where: str,
+    content: Mapping[str, Any],
+    ids: Mapping[int, str],
+    classes: list[str],
+    boxes: Boxes,
+    left_out: LeftOut,
+    file: str,
+) -> dict[Any, list[Row]]:
+    """The objects of each image, by its id."""
+    sizes = {image.get("id"): _size(image) for image in content["images"] if isinstance(image, dict)}
+    index = {name: i for i, name in enumerate(classes)}
+    found: dict[Any, list[Row]] = defaultdict(list)
+    for annotation in content["annotations"]:
+        name = f"{file}: annotation {annotation.get('id')}"
+        image = annotation.get("image_id")
+        if image not in sizes:
+            left_out.add("of an image that is not in the file", name)
+            continue
+        label = ids.get(_whole(annotation.get("category_id")))
+        if label is None:
+            raise UserError(
+                f"{where}: annotation {annotation.get('id')} has category_id {annotation.get('category_id')!r}, which is "
+                "not among the categories"
+            )
+        if label not in index:
+            raise UserError(
+                f"{where}: annotation {annotation.get('id')} is of class {label!r}, which the training file does not "
+                f"have; it has {', '.join(classes[:5])}{' …' if len(classes) > 5 else ''}"
+            )
+        segmentation, problem = segmentation_of(annotation.get("segmentation"), sizes[image])
+        if problem:
+            left_out.add(problem, name)
+            continue
+        box = annotation.get("bbox")
+        if box is None and isinstance(segmentation, list):
+            xs, ys = ([c for p in segmentation for c in p[axis::2]] for axis in (0, 1))
+            corners: Any = [min(xs), min(ys), max(xs), max(ys)]
+        elif box is None and segmentation is not None and sizes[image]:
+            corners = _box_of_runs(segmentation, sizes[image])
+        else:
+            corners = _corners(box)
+        usable = boxes.usable(corners, sizes[image] or (10**9, 10**9), name)
+        if usable is not None:
+            area = annotation.get("area")
+            known = float(area) if isinstance(area, (int, float)) and area > 0 else None
+            crowd = bool(_whole(annotation.get("iscrowd") or 0))
+            found[image].append(Row(index[label], usable, crowd, known, segmentation, annotation.get("id")))
+    return found
+
+
+def _corners(box: Any) -> list[Any]:
+    try:
+        x, y, width, height = (float(side) for side in box)
+    except (TypeError, ValueError):
+        return []
+    return [x, y, x + width, y + height]
+
+
+def _box_of_runs(segmentation: Any, size: Any) -> list[float]:
+    rows, columns = decoded(run_lengths(segmentation, size)).nonzero()
+    return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] if len(rows) else []
+
+
+def _whole(value: Any) -> Any:
+    """A whole number of any type, as 1.0, "1" or True; what is none stays as it is."""
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        return value
+
+
+def _size(image: Mapping[str, Any]) -> Size | None:
+    height, width = _whole(image.get("height")), _whole(image.get("width"))
+    return (height, width) if isinstance(height, int) and isinstance(width, int) and height > 0 < width else None
+
+
+def segmentation_of(given: Any, size: Size | None) -> tuple[Any, str]:
+    """Polygons of three points or more, or run lengths as lists or texts; and what is wrong with it, if anything.
+
+    Run lengths come as counts, as text, and as the text of Python's bytes.
+    """
+    if isinstance(given, dict):
+        counts = given.get("counts")
+        if isinstance(counts, str) and counts.startswith(("b'", 'b"')):
+            counts = ast.literal_eval(counts).decode()
+        if not isinstance(counts, (str, list)) or not given.get("size"):
+            return None, "mask without counts and size"
+        shape = tuple(given["size"])
+        if size and shape != size:
+            return None, "mask of another size than its image"
+        total = sum(counts) if isinstance(counts, list) else sum(run_counts(counts))
+        if total != shape[0] * shape[1] or (isinstance(counts, list) and min(counts, default=0) < 0):
+            return None, "mask whose run lengths do not fill its image"
+        return {"size": list(shape), "counts": counts}, ""
+    if isinstance(given, list) and given:
+        polygons = given if isinstance(given[0], (list, tuple)) else [given]
+        try:
+            usable = [[float(c) for c in polygon] for polygon in polygons if len(polygon) >= 6]
+        except (TypeError, ValueError):
+            return None, "polygon that is not numbers"
+        if any(len(polygon) % 2 or not all(abs(c) < 1e9 for c in polygon) for polygon in usable):
+            return None, "polygon that is not pairs of numbers"
+        return usable or None, ""
+    return None, ""
+
+
+def run_counts(text: str) -> list[int]:
+    """Run lengths of COCO's compressed text: 5 bits a sign, each the difference to the one before the last."""
+    counts: list[int] = []
+    value = shift = 0
+    for sign in text.encode():
+        bits = sign - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (1 << shift) if bits & 16 else 0
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    return counts
+
+
+def _pictures(
+    where: str,
+    file: str,
+    content: Mapping[str, Any],
+    finder: "Finder",
+    rows: Mapping[Any, list[Row]],
+    left_out: LeftOut,
+) -> list[tuple[str, Record]]:
+    """The picture of each image, and its objects; those that are missing are left out."""
+    found: list[tuple[str, Record]] = []
+    seen: dict[Any, str] = {}
+    for image in content["images"]:
+        number, name = image.get("id"), image.get("file_name")
+        if number is None or not name:
+            raise UserError(f"{where}: image {image} needs an id and a file_name")
+        if number in seen:
+            raise UserError(f"{where}: images {seen[number]} and {name} have the same id, {number}")
+        seen[number] = name
+        path = finder.find(str(name), file)
+        if path is None:
+            left_out.add("picture that is not there", f"{name} (image {number})")
+            continue
+        size = _size(image)
+        if size is None and rows.get(number):
+            size = finder.size(path)
+            if size is None:
+                left_out.add("turned by EXIF, and nothing tells whether its annotations are", path)
+                continue
+        found.append((path, Record(size, rows.get(number, []))))
+    if 2 * len(found) < len(content["images"]):
+        missing = next(str(image["file_name"]) for image in content["images"] if finder.find(str(image["file_name"]), file) is None)
+        raise UserError(f"{where}: {len(seen) - len(found)} of {len(seen)} pictures are not there (first: {missing})")
+    return found
+
+
+class Finder:
+    """Finds the files of a folder or tar by names that may be written otherwise."""
+
+    def __init__(self, tree: Tree) -> None:
+        self.tree = tree
+        self.by_name: dict[str, list[str]] = defaultdict(list)
+        for path in tree.files:
+            self.by_name[_plain(path).rpartition("/")[2]].append(path)
+
+    def find(self, name: str, beside: str) -> str | None:
+        """The file that `name` means, of the likeliest place by the split of the file `beside`.
+
+        Raises:
+            UserError: it may be either of two.
+        """
+        given = name.replace("\\", "/")
+        for wanted in dict.fromkeys((given, unquote(given))):
+            candidates = self.by_name.get(_plain(wanted).rpartition("/")[2], [])
+            if not candidates:
+                continue
+            ranks = {path: self._likeness(path, wanted, beside) for path in candidates}
+            best = max(ranks.values())
+            likeliest = [path for path, rank in ranks.items() if rank == best]
+            if len(likeliest) > 1:
+                raise UserError(f"{self.tree.root}: {name} of {beside} may be {likeliest[0]} or {likeliest[1]}")
+            return likeliest[0]
+        return None
+
+    def _likeness(self, path: str, wanted: str, beside: str) -> tuple[int, bool, bool, int]:
+        """How much of the wanted path is there; then the same letters, the same split, and nearness to `beside`."""
+        parts, asked = _plain(path).split("/"), _plain(wanted).strip("/").split("/")
+        shared = next((i for i, (a, b) in enumerate(zip(parts[::-1], asked[::-1])) if a != b), min(len(parts), len(asked)))
+        near = len(PurePosixPath(path).parent.parts)
+        folders, others = PurePosixPath(path).parent.parts, PurePosixPath(beside).parent.parts
+        common = next((i for i, (a, b) in enumerate(zip(folders, others)) if a != b), min(len(folders), len(others)))
+        return shared, path.endswith(wanted), split_word(path) == split_word(beside), common * 100 - near
+
+    def size(self, path: str) -> Size | None:
+        """Of a picture whose annotations do not tell it: its own, unless it is turned by EXIF."""
+        try:
+            with Image.open(self.tree.opened(path)) as picture:
+                turned = picture.getexif().get(ExifTags.Base.Orientation, 1) > 1
+                return None if turned else (picture.height, picture.width)
+        except OSError:  # which is said when it is read
+            return 1, 1
+
+
+def _plain(path: str) -> str:
+    return one_form(path).lower()

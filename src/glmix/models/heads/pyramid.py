@@ -1,0 +1,29 @@
+"""The stages of a backbone, as dense heads want them."""
+
+from typing import Any
+
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+
+
+class Pyramid(nn.Module):
+    """What every dense head stands on: holds a pruned `backbone`, and a norm for the output of each of its stages.
+
+    Attributes:
+        backbone: a GLNet, or another network of timm, without classifier and final norm.
+        channels: of the stages, finest first.
+        strides: pixels from one place to the next, of each stage.
+    """
+
+    def __init__(self, backbone: Any) -> None:
+        super().__init__()
+        backbone.prune_intermediate_layers(list(range(len(backbone.feature_info))), prune_norm=True, prune_head=True)
+        self.backbone = backbone
+        self.channels: list[int] = [info["num_chs"] for info in backbone.feature_info]
+        self.strides: list[int] = [info["reduction"] for info in backbone.feature_info]
+        self.norms = nn.ModuleList(LayerNorm2d(channels) for channels in self.channels)
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """Normalised outputs of the stages (B, C, H / stride, W / stride) of images (B, 3, H, W), finest first."""
+        found = self.backbone.forward_intermediates(images, intermediates_only=True)
+        return [norm(stage) for norm, stage in zip(self.norms, found, strict=True)]

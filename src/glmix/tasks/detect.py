@@ -1,0 +1,368 @@
+"""Detection: boxes of objects, and with Mask R-CNN their masks."""
+
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field, replace
+from io import StringIO
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision import tv_tensors
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+from torchvision.transforms import InterpolationMode, v2
+
+from glmix.data.detection import open_objects
+from glmix.data.loading import Batch, Transform, padded
+from glmix.data.objects import Objects, ObjectSource, encoded, run_lengths
+from glmix.data.prepare import Preparation
+from glmix.data.samples import Sample, Source
+from glmix.errors import UserError, needs
+from glmix.models import build, config_of
+from glmix.models.description import Description
+from glmix.ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, Share, Side
+from glmix.tasks.dense import DenseOptions, start
+from glmix.training.task import Task
+
+KINDS = {"box": "bbox", "mask": "segm"}  # what is measured, and pycocotools' name of it
+NUMBERS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
+           "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large")  # in pycocotools' order  # fmt: skip
+SURE = 0.5  # score from which a detection counts as one, in pictures and among an image's mistakes
+LEAST_BOX = 1.0  # pixels: what augmentation leaves of a box, to be learned
+
+
+@dataclass
+class DetectOptions(DenseOptions):
+    """Options of `glmix train` for detection.
+
+    Args:
+        head: retinanet finds boxes, mask-rcnn boxes and masks.
+        anchors: sides of the anchors in pixels, one for each of five levels, such as 16 32 64 128 256; left out, 32 to 512.
+        box_head: v1 as in the papers, or torchvision's v2, with GroupNorm, which small batches profit from.
+        image_size: shorter side of the images, and the most that the longer one may have, in pixels.
+        scales: shorter sides that training images take by chance, as in --scales 640 672 704; left out, that of image_size.
+        large_scale_jitter: least and largest factor by which a training image is scaled at random, and then cut or filled
+            to the size of the longer side, such as [0.1, 2.0]; left out, none.
+        hflip: probability of a horizontal flip.
+        vflip: probability of a vertical flip, where up and down are alike.
+        color_jitter: strength of brightness, contrast, saturation and, a tenth of it, hue changes.
+    """
+
+    head: Literal["retinanet", "mask-rcnn"] = "retinanet"
+    anchors: list[int] = field(default_factory=list)
+    box_head: Literal["v1", "v2"] = "v1"
+    image_size: tuple[int, int] = (800, 1333)
+    scales: list[int] = field(default_factory=list)
+    large_scale_jitter: list[float] = field(default_factory=list)
+    hflip: Share = 0.5
+    vflip: Share = 0.0
+    color_jitter: NonNegativeFloat = 0.0
+
+    GROUPS: ClassVar[dict[str, str]] = DenseOptions.GROUPS | {"image_size": "images and their augmentation"}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.image_size = tuple(self.image_size)
+        if min([*self.image_size, *self.scales, 32]) < 32:
+            raise ValueError(f"image_size {list(self.image_size)}, scales {self.scales}: at least 32 pixels, the network's stride")
+        if self.image_size[0] > self.image_size[1]:
+            raise ValueError(f"image_size {list(self.image_size)}: the shorter side first")
+        if self.anchors and (len(self.anchors) != 5 or min(self.anchors) < 1):
+            raise ValueError(f"anchors {self.anchors}: five sides in pixels, such as [32, 64, 128, 256, 512]")
+        jitter = self.large_scale_jitter
+        if jitter and (len(jitter) != 2 or not 0 < jitter[0] <= jitter[1]):
+            raise ValueError(f"large_scale_jitter {jitter}: the least and the largest factor, such as [0.1, 2.0]")
+
+    def described_head(self) -> dict[str, Any]:
+        return super().described_head() | {"anchors": list(self.anchors), "box_head": self.box_head}
+
+
+def prepare(options: DetectOptions, model: nn.Module) -> Preparation:
+    """How the run prepares validation images."""
+    usual = Preparation.of(config_of(model))
+    return replace(usual, size=options.image_size, resize="short", crop=1.0).checked()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Transform of a sample to evaluate on: its target becomes what is needed to bring answers back to the picture."""
+
+    preparation: Preparation
+
+    def __call__(self, sample: Sample) -> Sample:
+        width, height = sample.image.info.get("full_size", sample.image.size)
+        target = {"size": (height, width), "objects": sample.target, "name": sample.name}
+        return sample._replace(image=self.preparation(sample.image), target=target)
+
+
+class Augmented:
+    """Transform of a training sample: picture, boxes and masks flipped, scaled and cut alike.
+
+    Args:
+        options: of the run.
+        preparation: of the pictures.
+        masks: whether they are needed.
+    """
+
+    def __init__(self, options: DetectOptions, preparation: Preparation, masks: bool) -> None:
+        self.preparation, self.masks = preparation, masks
+        o, (short, long) = options, options.image_size
+        steps: list[Any] = [v2.RandomHorizontalFlip(o.hflip), v2.RandomVerticalFlip(o.vflip)]
+        if o.color_jitter:
+            steps.append(v2.ColorJitter(*[o.color_jitter] * 3, min(0.5, o.color_jitter / 10)))
+        interpolation = InterpolationMode(preparation.interpolation)
+        if o.large_scale_jitter:
+            fill = tuple(round(255 * value) for value in preparation.mean)
+            scales = o.scales or [short]
+            jitter = (o.large_scale_jitter[0], o.large_scale_jitter[1])
+            steps += [
+                v2.ScaleJitter((long, long), jitter, interpolation),
+                v2.RandomCrop((long, long), pad_if_needed=True, fill={Image.Image: fill, tv_tensors.Mask: 0, "others": 0}),
+            ]
+        else:
+            steps.append(v2.RandomShortestSize(o.scales or [short], long, interpolation))
+        self.vary = v2.Compose([*steps, v2.ClampBoundingBoxes()])
+
+    def __call__(self, sample: Sample) -> Sample:
+        picture, objects = sample.image, sample.target
+        learned = np.flatnonzero(~objects.crowd)
+        canvas = (picture.height, picture.width)
+        factor = np.array([*canvas[::-1], *canvas[::-1]]) / [*objects.size[::-1], *objects.size[::-1]]
+        parts: dict[str, Any] = {
+            "image": picture,
+            "boxes": tv_tensors.BoundingBoxes(  # type: ignore[call-arg]
+                torch.tensor(objects.boxes[learned] * factor, dtype=torch.float32).reshape(-1, 4), format="XYXY", canvas_size=canvas
+            ),
+        }
+        if self.masks:
+            masks = tv_tensors.Mask(torch.from_numpy(objects.masks(learned)))
+            if objects.size != canvas:  # a huge picture is read at a fraction
+                masks = tv_tensors.Mask(v2.functional.resize(masks, list(canvas), InterpolationMode.NEAREST))
+            parts["masks"] = masks
+        parts = self.vary(parts)
+        boxes = parts["boxes"].as_subclass(Tensor)
+        kept = (boxes[:, 2] - boxes[:, 0] >= LEAST_BOX) & (boxes[:, 3] - boxes[:, 1] >= LEAST_BOX)
+        if self.masks:
+            kept &= parts["masks"].as_subclass(Tensor).flatten(1).bool().any(1)
+        target = {"boxes": boxes[kept], "labels": torch.from_numpy(objects.labels[learned])[kept]}
+        if self.masks:
+            target["masks"] = parts["masks"].as_subclass(Tensor)[kept]
+        return sample._replace(image=self.preparation.tensor(parts["image"]), target=target)
+
+
+def training(
+    options: DetectOptions, model: nn.Module, description: Description, source: Source
+) -> tuple[Source, Transform]:
+    """Training images through the augmentations of the options.
+
+    Raises:
+        UserError: masks are to be learned, and an object has none.
+    """
+    masks = options.head == "mask-rcnn"
+    if masks:
+        for i, name in enumerate(source.files):
+            bare = next((r for r in source.targets[i].rows if r.segmentation is None and not r.crowd), None)
+            if bare:
+                raise UserError(
+                    f"{options.data}: {name}, object {bare.id}, has no mask, and mask-rcnn learns from masks; use --head retinanet"
+                )
+    return source, Augmented(options, description.prepared, masks)
+
+
+class DetectLoss:
+    """The sum of the head's losses, over images of any sizes."""
+
+    def __init__(self, options: DetectOptions, model: nn.Module, description: Description) -> None:
+        pass
+
+    def __call__(self, model: nn.Module, batch: Batch, epoch: int) -> Tensor:
+        images = batch.images.contiguous(memory_format=torch.channels_last)
+        found = model(images, batch.sizes, with_whole_masks(batch))
+        return torch.stack(list(found.values())).sum()
+
+
+def with_whole_masks(batch: Batch) -> list[dict[str, Tensor]]:
+    """The targets of a batch, whose masks are filled as its images are."""
+    height, width = batch.images.shape[-2:]
+
+    def filled(masks: Tensor) -> Tensor:
+        return nn.functional.pad(masks, (0, width - masks.shape[-1], 0, height - masks.shape[-2]))
+
+    return [t | {"masks": filled(t["masks"])} if "masks" in t else t for t in batch.targets]
+
+
+def forward(model: nn.Module, batch: Batch) -> list[dict[str, Tensor]]:
+    """What is found in each image, its boxes in pixels of the picture as it was before it was prepared."""
+    found = model(batch.images.contiguous(memory_format=torch.channels_last), batch.sizes)
+    for each, seen, target in zip(found, batch.sizes, batch.targets, strict=True):
+        factors = [whole / part for whole, part in zip(target["size"], seen, strict=True)]
+        each["boxes"] = each["boxes"] * each["boxes"].new_tensor([*factors[::-1], *factors[::-1]])
+    return found
+
+
+def align(source: Source, description: Description, data: str) -> Source:
+    """`source` with the model's class indices, by class name.
+
+    Raises:
+        UserError: a class is none of the model's.
+    """
+    assert isinstance(source, ObjectSource)
+    index = {name: i for i, name in enumerate(description.classes)}
+    unknown = [name for name in source.classes if name not in index]
+    if unknown:
+        raise UserError(
+            f"{data}: {len(unknown)} of {len(source.classes)} classes are not among the model's {len(index)} classes "
+            f"(first: {unknown[0]}; the model's first: {description.classes[0]}); use a model trained on these classes"
+        )
+    return replace(source, classes=description.classes, order=[index[name] for name in source.classes])
+
+
+class CocoNumbers(nn.Module):
+    """COCO's twelve numbers, of boxes and, where model and data have them, of masks; as pycocotools computes them.
+
+    Masks are pasted and encoded image by image, so that memory does not grow with the pictures.
+    """
+
+    def __init__(self, description: Description) -> None:
+        super().__init__()
+        self.description = description
+        self.seen: list[dict[str, Any]] = []
+
+    def update(self, outputs: list[dict[str, Tensor]], targets: list[dict[str, Any]]) -> None:
+        for found, target in zip(outputs, targets, strict=True):
+            objects: Objects = target["objects"]
+            masks = "masks" in found
+            segmentations = [run_lengths(s, objects.size) if masks and s is not None else None for s in objects.segmentations]
+            self.seen.append(
+                {"name": target["name"], "size": objects.size}
+                | {"wanted": _rows(objects.boxes, objects.labels, segmentations, area=objects.areas, iscrowd=objects.crowd)}
+                | {"found": _rows(found["boxes"], found["labels"], pasted(found, objects.size), score=found["scores"])}
+                | {"masks": masks and None not in segmentations}
+            )
+
+    def reset(self) -> None:
+        self.seen = []
+
+    def compute(self) -> dict[str, float]:
+        """The numbers as shares, named box_AP, box_AP50, …, mask_AP, …, and `AP`, which chooses the best weights.
+
+        As pycocotools has it, -1 stands for what there is nothing of.
+        """
+        figures: dict[str, float] = {}
+        self.measured = measure(self.gathered(), len(self.description.classes))
+        for kind, coco in self.measured.items():
+            figures |= {f"{kind}_{name}": float(value) for name, value in zip(NUMBERS, coco.stats, strict=True)}
+        return {"AP": figures[f"{list(self.measured)[-1]}_AP"]} | figures
+
+    def gathered(self) -> list[dict[str, Any]]:
+        """What all processes have seen, in order of the names."""
+        parts: list[Any] = [self.seen]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            parts = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(parts, self.seen)
+        return sorted((image for part in parts for image in part), key=lambda image: image["name"])
+
+
+def _rows(boxes: Any, labels: Any, segmentations: Sequence[Any], **more: Any) -> list[dict[str, Any]]:
+    """Annotations in COCO's form, but for their ids and their image's."""
+    corners = np.asarray(boxes.cpu() if isinstance(boxes, Tensor) else boxes, np.float64).reshape(-1, 4)
+    rows: list[dict[str, Any]] = []
+    for i, (x0, y0, x1, y1) in enumerate(corners.tolist()):
+        row = {"category_id": int(labels[i]), "bbox": [x0, y0, x1 - x0, y1 - y0]}
+        row |= {name: values[i].item() for name, values in more.items()}
+        rows.append(row | ({"segmentation": segmentations[i]} if segmentations and segmentations[i] is not None else {}))
+    return rows
+
+
+def pasted(found: dict[str, Tensor], size: tuple[int, int]) -> list[dict[str, Any]]:
+    """The masks of what was found, as run lengths in a picture of `size`; pasted one at a time."""
+    if "masks" not in found:
+        return []
+    masks, boxes = found["masks"].float().cpu(), found["boxes"].float().cpu()
+    return [encoded(paste_masks_in_image(m[None], b[None], size)[0, 0].numpy() > 0.5) for m, b in zip(masks, boxes, strict=True)]
+
+
+def measure(images: list[dict[str, Any]], classes: int) -> dict[str, Any]:
+    """pycocotools' evaluation of each kind: of boxes, and of masks where all have them."""
+    with needs("detect"):
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    truth, results = COCO(), COCO()
+    sizes = [{"id": i, "height": image["size"][0], "width": image["size"][1]} for i, image in enumerate(images)]
+    categories = [{"id": i} for i in range(classes)]
+    measured: dict[str, Any] = {}
+    for coco, part in ((truth, "wanted"), (results, "found")):
+        rows = [row | {"image_id": i} for i, image in enumerate(images) for row in image[part]]
+        for number, row in enumerate(rows, 1):  # from 1: an id of 0 means no match there
+            row["id"] = number
+            row.setdefault("iscrowd", 0)
+        coco.dataset = {"images": sizes, "categories": categories, "annotations": rows}
+    with redirect_stdout(StringIO()):
+        for kind in KINDS:
+            if kind == "mask" and not all(image["masks"] for image in images):
+                continue
+            for row in results.dataset["annotations"]:
+                row["area"] = _library_area(row) if kind == "mask" else row["bbox"][2] * row["bbox"][3]
+            truth.createIndex()
+            results.createIndex()
+            measured[kind] = evaluated = COCOeval(truth, results, KINDS[kind])
+            evaluated.evaluate()
+            evaluated.accumulate()
+            evaluated.summarize()
+    return measured
+
+
+def _library_area(row: dict[str, Any]) -> float:
+    from pycocotools import mask
+
+    return float(mask.area(row["segmentation"]))
+
+
+def decode(found: list[dict[str, Tensor]], batch: Batch, description: Description, top: int) -> list[Any]:
+    """The `top` surest objects of each image: name, score, box (x, y, width, height), mask, and the data's category id."""
+    ids = description.info.get("category_ids") or list(range(len(description.classes)))
+    answers = []
+    for each, target in zip(found, batch.targets, strict=True):
+        surest = {name: value[:top] for name, value in each.items()}
+        rows = _rows(surest["boxes"], surest["labels"], pasted(surest, target["size"]), score=surest["scores"])
+        answers.append(
+            [{"name": description.names[row["category_id"]]} | row | {"category_id": ids[row["category_id"]]} for row in rows]
+        )
+    return answers
+
+
+def tell(answers: list[dict[str, Any]]) -> str:
+    """How many of each kind were surely found."""
+    sure = [answer["name"] for answer in answers if answer["score"] >= SURE]
+    counts = {name: sure.count(name) for name in dict.fromkeys(sure)}
+    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing"
+
+
+def show(figures: dict[str, float]) -> str:
+    """The figure that chooses, and AP50 of boxes and masks."""
+    more = [f"{kind} AP50 {figures[f'{kind}_AP50']:.3f}" for kind in KINDS if f"{kind}_AP50" in figures]
+    return ", ".join([f"AP {figures['AP']:.3f}", *more])
+
+
+DETECT = Task(
+    name="detect",
+    about="boxes of objects, and their masks",
+    options=DetectOptions,
+    open=open_objects,
+    build=build,
+    start=start,
+    prepare=prepare,
+    training=training,
+    evaluation=Measured,
+    align=align,
+    collate=padded,
+    loss=DetectLoss,
+    metrics=CocoNumbers,
+    headline="AP",
+    show=show,
+    decode=decode,
+    tell=tell,
+    forward=forward,
+)
