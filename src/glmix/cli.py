@@ -25,6 +25,7 @@ COMMANDS = {
     "explain": "pictures of the slots",
     "slots": "how well slots match the masks of objects",
     "label-tokens": "dense labels of training images, by a teacher",
+    "check-data": "what of a data set cannot be used, and why",
     "models": "the variants, their size and published accuracy",
     "convert": "a released .pth file to safetensors",
     "scenes": "write generated scenes with labels, boxes and masks",

@@ -51,14 +51,14 @@ class ClassList(NamedTuple):
     def values(self) -> dict[int, int]:
         """The class index, or `IGNORED`, of each number in masks."""
         index = {name: i for i, name in enumerate(self.classes)}
-        numbers = (e.value for e in self.entries) if self.numbered else range(len(self.entries))
-        found = {n: IGNORED if e.void else index[e.name] for n, e in zip(numbers, self.entries, strict=True)}
-        return {IGNORED: IGNORED} | found  # type: ignore[dict-item]
+        numbered = ((i if entry.value is None else entry.value, entry) for i, entry in enumerate(self.entries))
+        return {IGNORED: IGNORED} | {i: IGNORED if entry.void else index[entry.name] for i, entry in numbered}
 
     def colours(self) -> dict[Colour, int]:
-        """The class index, or `IGNORED`, of each colour."""
+        """The class index, or `IGNORED`, of each colour; empty where a class has none."""
         index = {name: i for i, name in enumerate(self.classes)}
-        return {e.colour: IGNORED if e.void else index[e.name] for e in self.entries if e.colour is not None}
+        found = {e.colour: IGNORED if e.void else index[e.name] for e in self.entries if e.colour is not None}
+        return found if len(found) == len(self.entries) else {}
 
     @property
     def numbered(self) -> bool:
@@ -117,8 +117,7 @@ def _entries(origin: str, file: str, text: str) -> list[Entry]:
             given = getattr(entry, part)
             if given is not None and seen.setdefault(given, entry.name) != entry.name:
                 raise UserError(f"{where}: {seen[given]} and {entry.name} have the same {part}, {given}; correct one")
-    told = [(entry.name, entry.value, entry.colour) for entry in found]
-    twice = next((name for name, *rest in told if told.count((name, *rest)) > 1), None)
+    twice = next((entry.name for entry in found if found.count(entry) > 1), None)
     if twice is not None:
         raise UserError(f"{where}: {twice} is there twice; correct one")
     if len({entry.value is None for entry in found}) > 1:

@@ -206,8 +206,8 @@ class Meaning:
             raise Refused(
                 name, f"{self.told_by} has some colours of the mask's palette, but not {_in_words(mask.palette[other])}"
             )
-        other = next((i for i, c in mask.palette.items() if self.palette.get(i, c) != c), None)
-        if other is not None:
+        other = next((i for i, c in mask.palette.items() if self.palette.get(i, c) != c), MISSING)
+        if other != MISSING:
             raise Refused(name, f"number {other} is {_in_words(mask.palette[other])} in this mask's palette, and "
                                 f"{_in_words(self.palette[other])} in another's; add class_dict.csv (name,r,g,b)")  # fmt: skip
         return _looked_up(mask.values, self.values, self._unknown, name)

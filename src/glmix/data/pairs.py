@@ -37,6 +37,7 @@ MASK_ENDING = re.compile(
     r"(.+?)[ _.-]+(masks?|labels?|labelids|gt|seg|segmentation|annotation|annot|l|p)$", re.IGNORECASE
 )
 PICTURE_ENDING = re.compile(r"(.+?)[ _.-]+(image|img|sat|photo|rgb)$", re.IGNORECASE)
+ARRAYS = (".npy", ".npz", ".mat")
 SYNONYMS = {word: split for split, words in SPLITS.items() for word in words if word.startswith(split)}
 
 
@@ -62,10 +63,10 @@ def pair_up(origin: str, tree: Tree, left_out: LeftOut) -> list[Pair]:
     for name in tree.files:
         if name.lower().endswith(READABLE):
             files.append(name)
-        elif not name.lower().endswith(tuple(e for e in OTHERS if not e.startswith((".np", ".mat")))):
+        elif name.lower().endswith(ARRAYS):
+            left_out.add("array, not read; save masks as PNG", name)
+        elif not name.lower().endswith(OTHERS):
             left_out.add(f"no image that can be read ({PurePosixPath(name).suffix or 'without ending'})", name)
-        elif name.lower().endswith((".npy", ".npz", ".mat")):
-            left_out.add("array; save masks as PNG", name)
     top = common_folders(tree.files)
     folders = {name: PurePosixPath(name).parent.parts[top:] for name in files}
     pictures, masks = [], []
