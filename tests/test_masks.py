@@ -87,6 +87,7 @@ def said(data: DataSet) -> str:
         ("{}/a.jpg", "{}annot/a.png"),
         ("{}/a.jpg", "{}_labels/a_L.png"),
         ("{}/a.jpg", "{}/a_mask.png"),
+        ("{}/a.jpg", "{}/a.png"),
         ("{}/a_sat.jpg", "{}/a_mask.png"),
         ("{}_images/a.JPG", "{}_masks/a_mask.png"),
         ("wrapper/{}/img/a.jpg", "wrapper/{}/ann/a.jpg.png"),
@@ -328,7 +329,7 @@ def test_colours_without_a_table_or_outside_it(tmp_path: Path):
     for name in ("none", "names"):
         assert "masks/a.png: a mask in colours" in refused(tmp_path / name)
         assert "class_dict.csv" in refused(tmp_path / name)
-    pair(listed(tmp_path / "other", TABLE, "class_dict.csv"), (COLOURS + [0, 0, 5]).astype(np.uint8)[SOLID])
+    pair(listed(tmp_path / "other", TABLE, "class_dict.csv"), (COLOURS + np.array([0, 0, 5], np.uint8))[SOLID])
     assert "masks/a.png" in refused(tmp_path / "other") and "0,0,5" in refused(tmp_path / "other")
 
 

@@ -23,7 +23,7 @@ from glmix.models.description import Description
 from glmix.models.heads import with_head
 from glmix.models.heads.segment import SemanticFPN, UPerNet, pooled
 from glmix.models.weights import read_checkpoint
-from glmix.tasks.segment import SEGMENT, Augmented, PixelScores, SegmentLoss, SegmentOptions, forward
+from glmix.tasks.segment import SEGMENT, Augmented, PixelScores, SegmentLoss, SegmentOptions, Views, forward
 
 SMALL: dict[str, Any] = {"dims": (32, 32, 64, 64), "depths": (1, 1, 1, 1), "slot_grid": (2, 2), "num_classes": 0}
 
@@ -235,6 +235,29 @@ def test_picture_and_map_go_together():
     assert ignored and len(set(seen)) > 12 and flipped == {True, False}
 
 
+@torch.no_grad()
+def test_views_are_averaged():
+    """Mirrored, scaled and in windows, by hand; the model says what it sees: the brightness of each pixel."""
+
+    class Bright(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            shift = torch.linspace(0, 1, images.shape[3])  # depends on the column, so that a mirror matters
+            return torch.stack([images[:, 0] + shift, -images[:, 0]], 1)
+
+    images, plain = torch.randn(1, 3, 64, 96), Bright()
+    mirrored = plain(images.flip(3)).softmax(1).flip(3)
+    flipped = Views(plain, True, [1.0], 0)(images)
+    assert torch.allclose(flipped, (plain(images).softmax(1) + mirrored) / 2, atol=1e-6)
+    half = F.interpolate(images, (32, 48), mode="bilinear", antialias=True)
+    small = F.interpolate(plain(half).softmax(1), (64, 96), mode="bilinear")
+    assert torch.allclose(Views(plain, False, [1.0, 0.5], 0)(images), (plain(images).softmax(1) + small) / 2, atol=1e-6)
+    parts = Views(plain, False, [1.0], 64)(images)
+    left, right = plain(images[..., :64]), plain(images[..., 32:])
+    middle = (left[..., 32:] + right[..., :32]) / 2
+    assert torch.allclose(parts, torch.cat([left[..., :32], middle, right[..., 32:]], 3).softmax(1), atol=1e-6)
+    assert torch.allclose(Views(plain, False, [1.0], 200)(images), plain(images).softmax(1), atol=1e-6)
+
+
 # --- the commands
 
 
@@ -278,6 +301,9 @@ def test_a_run_learns_and_is_measured(trained: Path, squares: Path, capsys: pyte
     assert scores["miou"] == pytest.approx(described.info["val_miou"])
     assert scores["miou"] > 75 and scores["images"] == 4
     assert described.classes == ["ground", "square"] and described.head["name"] == "semantic-fpn"
+    assert set(scores["classes"]) == {"ground", "square"} and len(scores["worst"]) == 4
+    text = output(capsys, "eval", "--checkpoint", trained, "--data", squares, "--flip", "--scales", "[0.75,1.0]")
+    assert "mIoU" in text and "square" in text and "worst: val/" in text
     model, _ = load(trained)
     assert isinstance(model, SemanticFPN) and backbone_of(model).slot_mixers()
 
@@ -300,6 +326,16 @@ def test_predict_and_explain(trained: Path, squares: Path, tmp_path: Path, capsy
     shares = {answer["name"]: answer["share"] for answer in row["predictions"]}
     truth = (np.array(Image.open(squares / "valannot" / "0.png")) == 1).mean()
     assert shares["square"] == pytest.approx(truth, abs=0.15) and sum(shares.values()) == pytest.approx(1, abs=1e-3)
+    output(capsys, "predict", image, "--checkpoint", trained, "--pictures", tmp_path / "seen")
+    with Image.open(tmp_path / "seen" / "0.map.png") as found, Image.open(tmp_path / "seen" / "0.classes.png") as drawn:
+        assert found.size == (48, 56) and set(np.unique(found)) == {0, 1}
+        assert (np.array(found) == 1).mean() == pytest.approx(shares["square"], abs=1e-3)
+        assert drawn.width == 48 and drawn.height > 56
+        colours = {
+            tuple(np.asarray(drawn)[np.argwhere(np.array(found) == i)[9][0], np.argwhere(np.array(found) == i)[9][1]])
+            for i in (0, 1)
+        }
+        assert len(colours) == 2
     output(capsys, "explain", image, "--checkpoint", trained, "--out", tmp_path / "slots", "--figures", "slots")
     assert (tmp_path / "slots" / "0.slots.png").exists()
 
@@ -326,4 +362,7 @@ def test_mistakes(trained: Path, squares: Path, photos: Path, tmp_path: Path, ca
     assert with_classes.split("train").classes == ["ground", "square"]
     out = ["--out", tmp_path / "x"]
     assert "scales" in mistake(capsys, "train", *QUICK, "--data", squares, *out, "--scales", "[2, 1]")
+    assert "at least 32" in mistake(capsys, "eval", "--checkpoint", trained, "--data", squares, "--window", 8)
+    assert "nothing to draw" in mistake(capsys, "predict", photos / "val/red_thing/0.png", "--pictures", tmp_path / "p")
+    assert "are of segmentation" in mistake(capsys, "eval", "--data", photos, "--flip")
     assert "head" in mistake(capsys, "train", *QUICK, "--data", squares, *out, "--head", "retinanet")

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -212,10 +212,11 @@ def _matched(
 
 
 def _nearest(picture: str, found: list[str]) -> list[str]:
-    """Of several masks those whose stem is more like the picture's: the same as written, else but for capitals."""
+    """Of several masks those whose stem is most like the picture's: as written, in another Unicode form, but for case."""
     stem = PurePosixPath(picture).stem
-    for same in (lambda a: a == stem, lambda a: one_form(a) == one_form(stem), lambda a: one_form(a).lower() == one_form(stem).lower()):  # fmt: skip
-        alike = [mask for mask in found if same(PurePosixPath(mask).stem)]
+    forms: list[Callable[[str], str]] = [str, one_form, lambda text: one_form(text).lower()]
+    for form in forms:
+        alike = [mask for mask in found if form(PurePosixPath(mask).stem) == form(stem)]
         if alike:
             return alike
     return found

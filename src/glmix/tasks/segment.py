@@ -17,13 +17,14 @@ from torchvision.transforms import InterpolationMode, v2
 from glmix.data.images import BadImage
 from glmix.data.loading import Batch, Transform, padded
 from glmix.data.masks import IGNORED, open_maps
-from glmix.data.prepare import Preparation
+from glmix.data.prepare import LEAST_SIDE, Preparation
 from glmix.data.samples import Sample, Source
 from glmix.errors import UserError
 from glmix.models import build, config_of
 from glmix.models.description import Description
 from glmix.ranges import NonNegativeFloat, Share, Side, SideOrZero
 from glmix.tasks.dense import DenseOptions, start
+from glmix.tasks.pictures import painted
 from glmix.training.task import Task
 
 LONGEST = 4  # times the shorter side, that the longer one of an image may have in evaluation
@@ -153,6 +154,58 @@ def forward(model: nn.Module, batch: Batch) -> list[Tensor]:
     return found
 
 
+class Views(nn.Module):
+    """A segmenter that sees each image several times: mirrored, at several scales, in windows. Gives probabilities.
+
+    Windows overlap by a third, and their scores are averaged where they do.
+
+    Raises:
+        ValueError: a scale of 0 or below, or a window below the network's stride.
+    """
+
+    def __init__(self, model: nn.Module, flip: bool, scales: list[float], window: int) -> None:
+        super().__init__()
+        if min(scales) <= 0:
+            raise ValueError(f"--scales {scales}: above 0")
+        if window and window < LEAST_SIDE:
+            raise ValueError(f"--window {window}: at least {LEAST_SIDE} pixels, the network's stride")
+        self.model, self.flip, self.scales, self.window = model, flip, scales, window
+
+    def forward(self, images: Tensor) -> Tensor:
+        seen = []
+        for scale in self.scales:
+            size = [max(LEAST_SIDE, round(side * scale)) for side in images.shape[-2:]]
+            scaled = images if scale == 1 else F.interpolate(images, size, mode="bilinear", antialias=True)
+            seen.append(self.probabilities(scaled, images))
+            if self.flip:
+                seen.append(self.probabilities(scaled.flip(3), images).flip(3))
+        return torch.stack(seen).mean(0)
+
+    def probabilities(self, images: Tensor, like: Tensor) -> Tensor:
+        scores = self.in_windows(images) if self.window else self.model(images)
+        return F.interpolate(scores.float().softmax(1), like.shape[-2:], mode="bilinear", align_corners=False)
+
+    def in_windows(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        total, count = torch.zeros(()), torch.zeros(1, 1, height, width, device=images.device)
+        for top in _places(height, self.window):
+            for left in _places(width, self.window):
+                part = (..., slice(top, top + self.window), slice(left, left + self.window))
+                scores = self.model(images[part].contiguous(memory_format=torch.channels_last)).float()
+                if not total.ndim:
+                    total = scores.new_zeros(*scores.shape[:2], height, width)
+                total[part] += scores
+                count[part] += 1
+        return total / count
+
+
+def _places(side: int, window: int) -> list[int]:
+    """Where windows begin along a side, so that neighbours overlap by at least a third and none reaches outside."""
+    last = max(side - window, 0)
+    steps = -(-last // max(1, window * 2 // 3))
+    return [round(i * last / max(steps, 1)) for i in range(steps + 1)]
+
+
 def align(source: Source, description: Description, data: str) -> Source:
     """`source`, whose maps have the model's class indices.
 
@@ -251,6 +304,15 @@ def decode(found: list[Tensor], batch: Batch, description: Description, top: int
     return answers
 
 
+def draw(picture: Image.Image, found: Tensor, description: Description) -> dict[str, Image.Image]:
+    """The classes over the picture, with a legend; and the map itself, class indices as a grey PNG has them."""
+    classes = found.cpu().numpy()
+    return {
+        "classes": painted(picture.resize(classes.shape[::-1]), classes, description.names),
+        "map": Image.fromarray(classes.astype(np.uint8)),
+    }
+
+
 SEGMENT = Task(
     name="segment",
     about="a class for every pixel",
@@ -270,4 +332,6 @@ SEGMENT = Task(
     decode=decode,
     tell=lambda answers: ", ".join(f"{a['name']} {100 * a['share']:.0f} %" for a in answers),
     forward=forward,
+    views=Views,
+    draw=draw,
 )

@@ -39,10 +39,10 @@ class InFloat32(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.module = module
+        self.inner = module  # not `module`, a name that loading strips as DDP's
 
     def forward(self, *inputs: Any) -> Any:
-        return _in_float32(self.module(*inputs))
+        return _in_float32(self.inner(*inputs))
 
 
 def _in_float32(value: Any) -> Any:
