@@ -10,6 +10,7 @@ COMMANDS = {
     "explain": "pictures of the slots",
     "slots": "how well slots match the masks of objects",
     "label-tokens": "dense labels of training images, by a teacher",
+    "check-data": "what of a data set cannot be used, and why",
     "models": "the variants, their size and published accuracy",
     "convert": "a checkpoint as a safetensors file, or as a folder for timm and the Hugging Face hub",
     "push": "upload such a folder to the hub",
