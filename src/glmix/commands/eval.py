@@ -1,7 +1,9 @@
 """`glmix eval`."""
 
 import json as json_module
+import math
 from base64 import b64decode
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 
 import numpy as np
@@ -65,23 +67,34 @@ def eval(  # noqa: A001  (the command's name)
     prepared = Prepared(source, task.evaluation(described.prepared))
     loader = make_loader(prepared, order, default_workers() if workers < 0 else workers, task.collate)
     with shuffled_slots(model) if shuffle_slots else nullcontext():
-        scores, used, skipped = evaluate(task, model, loader, task.metrics(described), pick_device())
+        metrics = task.metrics(described)
+        scores, used, skipped = evaluate(task, model, loader, metrics, pick_device())
     if not used:
         raise UserError(f"{data}: none of {len(skipped)} images can be read (first: {skipped[0]})")
+    details = metrics.details() if hasattr(metrics, "details") else {}
     if json:
-        print(json_module.dumps(scores | {"images": used, "skipped": [found._asdict() for found in skipped]}))
+        told = {"images": used, "skipped": [found._asdict() for found in skipped]}
+        print(json_module.dumps(scores | told | details))
         return
-    print(f"{described_scores(scores)} on {used} images")
+    print(f"{task.words(scores)} on {used} images")
+    if details:
+        print(table(details["classes"]))
+        print("the images that went worst:")
+        print(table({row["image"]: {k: v for k, v in row.items() if k != "image"} for row in details["worst"]}))
     print_skipped(skipped)
 
 
-def described_scores(scores: dict[str, float]) -> str:
-    """All figures in words: percentages to two places, a loss to four."""
-    words = {"top1": "top-1", "top5": "top-5"}
-    return ", ".join(
-        f"{name} {value:.4f}" if name == "loss" else f"{words.get(name, name)} {value:.2f} %"
-        for name, value in scores.items()
-    )
+def table(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """Rows of figures by name, below the names of their columns."""
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    longest = max([*map(len, rows), 8])
+    lines = ["".join([" " * longest, *(f"{column:>12}" for column in columns)])]
+    for name, row in rows.items():
+        cells = [row.get(column, math.nan) for column in columns]
+        lines.append(
+            "".join([f"{name:<{longest}}", *(f"{c:>12}" if isinstance(c, int) else f"{c:>12.3f}" for c in cells)])
+        )
+    return "\n".join(lines)
 
 
 def held_out(data: DataSet, described: Description) -> Source:

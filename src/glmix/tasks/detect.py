@@ -22,14 +22,17 @@ from glmix.data.samples import Sample, Source
 from glmix.errors import UserError, needs
 from glmix.models import build, config_of
 from glmix.models.description import Description
+from glmix.models.heads.detect import DETECTIONS
 from glmix.ranges import NonNegativeFloat, Share
 from glmix.tasks.dense import DenseOptions, start
+from glmix.tasks.pictures import draw_objects
 from glmix.training.task import Task
 
 KINDS = {"box": "bbox", "mask": "segm"}  # what is measured, and pycocotools' name of it
 NUMBERS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
            "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large")  # in pycocotools' order  # fmt: skip
 SURE = 0.5  # score from which a detection counts as one, in pictures and among an image's mistakes
+WORST = 10  # images that are named
 LEAST_BOX = 1.0  # pixels: what augmentation leaves of a box, to be learned
 
 
@@ -215,13 +218,14 @@ def align(source: Source, description: Description, data: str) -> Source:
     """
     assert isinstance(source, ObjectSource)
     index = {name: i for i, name in enumerate(description.classes)}
-    unknown = [name for name in source.classes if name not in index]
+    there = {row.label for i in range(len(source)) for row in source.targets[i].rows}
+    unknown = [name for i, name in enumerate(source.classes) if name not in index and i in there]
     if unknown:
         raise UserError(
             f"{data}: {len(unknown)} of {len(source.classes)} classes are not among the model's {len(index)} classes "
             f"(first: {unknown[0]}; the model's first: {description.classes[0]}); use a model trained on these classes"
         )
-    return replace(source, classes=description.classes, order=[index[name] for name in source.classes])
+    return replace(source, classes=description.classes, order=[index.get(name, -1) for name in source.classes])
 
 
 class CocoNumbers(nn.Module):
@@ -262,10 +266,23 @@ class CocoNumbers(nn.Module):
         As pycocotools has it, -1 stands for what there is nothing of.
         """
         figures: dict[str, float] = {}
-        self.measured = measure(self.gathered(), len(self.description.classes))
+        images = self.gathered()
+        self.seen_names = [image["name"] for image in images]
+        self.measured = measure(images, len(self.description.classes))
         for kind, coco in self.measured.items():
             figures |= {f"{kind}_{name}": float(value) for name, value in zip(NUMBERS, coco.stats, strict=True)}
         return {"AP": figures[f"{list(self.measured)[-1]}_AP"]} | figures
+
+    def details(self) -> dict[str, Any]:
+        """AP and AP50 of each class that is there, and the images with the most mistakes among sure detections."""
+        classes: dict[str, dict[str, float]] = {}
+        for kind, coco in self.measured.items():
+            precision = coco.eval["precision"][:, :, :, 0, -1]  # IoU, recall, class; all areas, most detections
+            for name, values in zip(self.description.names, np.moveaxis(precision, 2, 0), strict=True):
+                if values.max() > -1:
+                    found = {f"{kind}_AP": float(values.mean()), f"{kind}_AP50": float(values[0].mean())}
+                    classes.setdefault(name, {}).update(found)
+        return {"classes": classes, "worst": mistakes(list(self.measured.values())[-1], self.seen_names)[:WORST]}
 
     def gathered(self) -> list[dict[str, Any]]:
         """What all processes have seen, in order of the names."""
@@ -330,6 +347,22 @@ def measure(images: list[dict[str, Any]], classes: int) -> dict[str, Any]:
     return measured
 
 
+def mistakes(coco: Any, names: list[str]) -> list[dict[str, Any]]:
+    """Objects that were missed, and sure detections (`SURE`) that are none, of each image at an IoU of 0.5; most first."""
+    found = {i: {"missed": 0, "false": 0} for i in range(len(names))}
+    everything = list(coco.params.areaRng[0])
+    for each in coco.evalImgs:
+        if each is None or list(each["aRng"]) != everything:
+            continue
+        sure = {number for number, score in zip(each["dtIds"], each["dtScores"], strict=True) if score >= SURE}
+        at_half = zip(each["dtIds"], each["dtMatches"][0], each["dtIgnore"][0], strict=True)
+        found[each["image_id"]]["false"] += sum(i in sure and not match and not skip for i, match, skip in at_half)
+        wanted = zip(each["gtMatches"][0], each["gtIgnore"], strict=True)
+        found[each["image_id"]]["missed"] += sum(match not in sure and not skip for match, skip in wanted)
+    rows = [{"image": names[i]} | counts for i, counts in found.items() if any(counts.values())]
+    return sorted(rows, key=lambda row: (-row["missed"] - row["false"], row["image"]))
+
+
 def _library_area(row: dict[str, Any]) -> float:
     from pycocotools import mask
 
@@ -350,6 +383,24 @@ def decode(found: list[dict[str, Tensor]], batch: Batch, description: Descriptio
             ]
         )
     return answers
+
+
+def collect(rows: list[dict[str, Any]], description: Description) -> dict[str, Any]:
+    """The answers for many pictures in COCO's form, with the category ids of the data."""
+    ids = description.info.get("category_ids") or list(range(len(description.classes)))
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, row in enumerate(rows, 1):
+        height, width = row["size"]
+        images.append({"id": number, "file_name": row["image"], "height": height, "width": width})
+        for answer in row["predictions"]:
+            more = {"area": answer["bbox"][2] * answer["bbox"][3], "iscrowd": 0}
+            if "segmentation" in answer:
+                more["area"] = _library_area(answer)
+            kept = {name: value for name, value in answer.items() if name != "name"}
+            annotations.append({"id": len(annotations) + 1, "image_id": number} | kept | more)
+    categories = [{"id": number, "name": name} for number, name in zip(ids, description.classes, strict=True)]
+    return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def tell(answers: list[dict[str, Any]]) -> str:
@@ -383,5 +434,9 @@ DETECT = Task(
     show=show,
     decode=decode,
     tell=tell,
+    usual_top=DETECTIONS,
+    words=lambda figures: ", ".join(f"{name} {value:.3f}" for name, value in figures.items()),
+    draw=draw_objects,
+    collect=collect,
     forward=forward,
 )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from glmix.data.loading import Batch, Item, Transform
@@ -37,6 +38,15 @@ def of_images(model: nn.Module, batch: Batch) -> Any:
     return model(batch.images.contiguous(memory_format=torch.channels_last))
 
 
+def in_percent(figures: dict[str, float]) -> str:
+    """All figures in words: percentages to two places, a loss to four."""
+    words = {"top1": "top-1", "top5": "top-5"}
+    return ", ".join(
+        f"{name} {value:.4f}" if name == "loss" else f"{words.get(name, name)} {value:.2f} %"
+        for name, value in figures.items()
+    )
+
+
 @dataclass(frozen=True)
 class Task:
     """One task. A new one is a module with such a record, and a line in `glmix.tasks`.
@@ -55,12 +65,17 @@ class Task:
         align: a source with its targets in the order of the model's classes.
         collate: samples to a batch.
         loss: of a run.
-        metrics: of the outputs of a model in evaluation mode.
+        metrics: of the outputs of a model in evaluation mode. Where they have `details()`, `eval` tells these too:
+            `classes`, figures by name of each, and `worst`, rows of the images that went worst.
         headline: the figure that chooses the best weights; the larger, the better.
         show: the figures of a validation in a few words.
         decode: answers for each image of a batch, of the model's outputs for it, at most so many: plain data, as JSON
             has it.
         tell: the answers for an image, in words.
+        usual_top: answers of an image where nobody says how many.
+        words: all figures of an evaluation.
+        draw: a picture with the answers for it, of those as sure as a score from 0 to 1.
+        collect: the answers for many pictures (`image`, `size`, `predictions` of each) as one file has them.
         forward: the outputs of a model in evaluation mode for a batch, whose targets are of no account.
         spare_scalars: whether 0-dimensional weights, the slots' scales, are never decayed.
     """
@@ -82,5 +97,9 @@ class Task:
     show: Callable[[dict[str, float]], str]
     decode: Callable[[Any, Batch, Description, int], list[Any]]
     tell: Callable[[Any], str]
+    words: Callable[[dict[str, float]], str] = in_percent
+    draw: Callable[[Image.Image, Any, float], Image.Image] | None = None
+    collect: Callable[[list[dict[str, Any]], Description], Any] | None = None
+    usual_top: int = 3
     forward: Callable[[nn.Module, Batch], Any] = of_images
     spare_scalars: bool = False
