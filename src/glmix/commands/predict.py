@@ -27,7 +27,7 @@ def predict(
     image_size: int = 0,
     json: bool = False,
     out: str = "",
-    least_score: Share = 0.5,
+    least_score: Share = 0.4,
 ) -> None:
     """What a model sees in images.
 

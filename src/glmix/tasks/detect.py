@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.models.detection.roi_heads import paste_masks_in_image
+from torchvision.ops import masks_to_boxes
 from torchvision.transforms import InterpolationMode, v2
 
 from glmix.data.detection import open_objects
@@ -31,7 +32,7 @@ from glmix.training.task import Task
 KINDS = {"box": "bbox", "mask": "segm"}  # what is measured, and pycocotools' name of it
 NUMBERS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
            "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large")  # in pycocotools' order  # fmt: skip
-SURE = 0.5  # score from which a detection counts as one, in pictures and among an image's mistakes
+SURE = 0.4  # score from which a detection counts as one, in pictures and among an image's mistakes
 WORST = 10  # images that are named
 LEAST_BOX = 1.0  # pixels: what augmentation leaves of a box, to be learned
 
@@ -112,7 +113,7 @@ class Augmented:
     """
 
     def __init__(self, options: DetectOptions, preparation: Preparation, masks: bool) -> None:
-        self.preparation, self.masks = preparation, masks
+        self.preparation, self.masks, self.cut = preparation, masks, bool(options.large_scale_jitter)
         o, (short, long) = options, options.image_size
         steps: list[Any] = [v2.RandomHorizontalFlip(o.hflip), v2.RandomVerticalFlip(o.vflip)]
         if o.color_jitter:
@@ -151,6 +152,8 @@ class Augmented:
             parts["masks"] = masks
         parts = self.vary(parts)
         boxes = parts["boxes"].as_subclass(Tensor)
+        if self.masks and self.cut:  # what is left of an object may be smaller than what is left of its box
+            boxes = boxes_around(parts["masks"].as_subclass(Tensor))
         kept = (boxes[:, 2] - boxes[:, 0] >= LEAST_BOX) & (boxes[:, 3] - boxes[:, 1] >= LEAST_BOX)
         if self.masks:
             kept &= parts["masks"].as_subclass(Tensor).flatten(1).bool().any(1)
@@ -158,6 +161,14 @@ class Augmented:
         if self.masks:
             target["masks"] = parts["masks"].as_subclass(Tensor)[kept]
         return sample._replace(image=self.preparation.tensor(parts["image"]), target=target)
+
+
+def boxes_around(masks: Tensor) -> Tensor:
+    """Boxes (n, 4) around masks (n, H, W); without area around empty ones."""
+    full = masks.bool().flatten(1).any(1)
+    boxes = masks.new_zeros(len(masks), 4, dtype=torch.float32)
+    boxes[full] = masks_to_boxes(masks[full]).float() + boxes.new_tensor([0, 0, 1, 1])
+    return boxes
 
 
 def training(
