@@ -226,7 +226,7 @@ def test_a_checkpoint_says_what_it_is(run: Path):
 def test_eval_is_pycocotools_on_what_predict_writes(run: Path, root: Path, tmp_path: Path, capsys):
     figures = json.loads(output(capsys, "eval", "--checkpoint", run, "--data", root, "--json", "--workers", 0))
     pictures = [root / "val" / f"{i}.png" for i in range(4)]
-    output(capsys, "predict", "--checkpoint", run, "--out", tmp_path, "--least-score", 0, *pictures)
+    output(capsys, "predict", "--checkpoint", run, "--pictures", tmp_path, *pictures)
     content = json.loads((root / "annotations" / "instances_val.json").read_text())
     for each in content["annotations"]:
         each["id"] += 1
@@ -252,7 +252,7 @@ def test_eval_is_pycocotools_on_what_predict_writes(run: Path, root: Path, tmp_p
             coco.summarize()
         assert [figures[f"{name}_{number}"] for number in NUMBERS] == coco.stats.tolist()
     assert figures["AP"] == figures["mask_AP"] and set(figures["classes"]) <= {"red", "blue"}
-    with Image.open(tmp_path / "0.png") as picture:
+    with Image.open(tmp_path / "0.objects.png") as picture:
         assert picture.width == 480
 
 
@@ -320,7 +320,7 @@ def test_the_worst_images_come_first(root: Path):
 
 def test_what_is_said(run: Path, root: Path, capsys):
     said = output(capsys, "eval", "--checkpoint", run, "--data", root, "--workers", 0)
-    assert "mask_AP50" in said and "on 4 images" in said and "went worst" in said
+    assert "mask_AP50" in said and "on 4 images" in said and "worst: val/" in said
     picture = root / "val" / "0.png"
     row = json.loads(output(capsys, "predict", "--checkpoint", run, "--json", "--top", 2, picture))
     assert len(row["predictions"]) == 2 and {"name", "score", "bbox", "segmentation"} <= set(row["predictions"][0])
@@ -374,8 +374,8 @@ def test_mistakes(run: Path, root: Path, photos: Path, tmp_path: Path, capsys):
         capsys, "train", "--out", tmp_path / "run", "--data", photos, *OPTIONS
     )
     assert "class folders are for --task classify" in mistake(capsys, "eval", "--checkpoint", run, "--data", photos)
-    assert "no pictures of what a model for classify" in mistake(
-        capsys, "predict", "--out", tmp_path, root / "val" / "0.png"
+    assert "nothing to draw" in mistake(
+        capsys, "predict", "--pictures", tmp_path, root / "val" / "0.png"
     )
     other = tmp_path / "other"
     write_split(other, "train", 6, 0, {"red": 1, "blue": 2})

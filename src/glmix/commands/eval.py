@@ -1,10 +1,9 @@
 """`glmix eval`."""
 
 import json as json_module
-import math
 from base64 import b64decode
-from collections.abc import Mapping
 from contextlib import nullcontext, suppress
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +26,9 @@ def eval(  # noqa: A001  (the command's name)
     image_size: int = 0,
     slot_grid: tuple[int, int] | None = None,
     shuffle_slots: bool = False,
+    flip: bool = False,
+    scales: list[float] | None = None,
+    window: int = 0,
     workers: Workers = -1,
     limit: int = 0,
     json: bool = False,
@@ -41,6 +43,9 @@ def eval(  # noqa: A001  (the command's name)
         image_size: side of the images; 0 for that of the checkpoint.
         slot_grid: rows and columns of the pooled slots, such as 2 2, to see what fewer or more of them do.
         shuffle_slots: give every pixel another slot's content: what is lost is what the slots carry.
+        flip: segmentation: the mean with the mirrored image.
+        scales: segmentation: the mean over these sizes, such as [0.5, 1.0, 1.5] times the usual.
+        window: segmentation: see the image in overlapping windows of so many pixels, 0 for the whole at once.
         workers: processes that load images; -1 chooses.
         limit: images at most, spread over the data; 0 for all.
         json: print one JSON object instead of a sentence.
@@ -59,6 +64,14 @@ def eval(  # noqa: A001  (the command's name)
             backbone_of(model)
     except ValueError as error:
         raise UserError(f"{'--slot-grid' if slot_grid else '--shuffle-slots'}: {error}") from error
+    seen: Any = model
+    if flip or scales or window:
+        if task.views is None:
+            raise UserError(f"--flip, --scales and --window are of segmentation; {checkpoint} is for {task.name}")
+        try:
+            seen = task.views(model, flip, scales or [1.0], window)
+        except ValueError as error:
+            raise UserError(str(error)) from error
     opened = task.open(data)
     source = task.align(held_out(opened, described), described, data)
     order = EpochOrder(min(limit or len(source), len(source)), batch_size or described.info.get("batch_size", 64))
@@ -68,33 +81,30 @@ def eval(  # noqa: A001  (the command's name)
     loader = make_loader(prepared, order, default_workers() if workers < 0 else workers, task.collate)
     with shuffled_slots(model) if shuffle_slots else nullcontext():
         metrics = task.metrics(described)
-        scores, used, skipped = evaluate(task, model, loader, metrics, pick_device())
+        scores, used, skipped = evaluate(task, seen, loader, metrics, pick_device())
     if not used:
         raise UserError(f"{data}: none of {len(skipped)} images can be read (first: {skipped[0]})")
     details = metrics.details() if hasattr(metrics, "details") else {}
     if json:
-        told = {"images": used, "skipped": [found._asdict() for found in skipped]}
-        print(json_module.dumps(scores | told | details))
+        about = {"images": used, "skipped": [found._asdict() for found in skipped]}
+        print(json_module.dumps(scores | details | about))
         return
-    print(f"{task.words(scores)} on {used} images")
-    if details:
-        print(table(details["classes"]))
-        print("the images that went worst:")
-        print(table({row["image"]: {k: v for k, v in row.items() if k != "image"} for row in details["worst"]}))
+    print(f"{task.describe(scores)} on {used} images")
+    print_details(details)
     print_skipped(skipped)
 
 
-def table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """Rows of figures by name, below the names of their columns."""
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    longest = max([*map(len, rows), 8])
-    lines = ["".join([" " * longest, *(f"{column:>12}" for column in columns)])]
-    for name, row in rows.items():
-        cells = [row.get(column, math.nan) for column in columns]
-        lines.append(
-            "".join([f"{name:<{longest}}", *(f"{c:>12}" if isinstance(c, int) else f"{c:>12.3f}" for c in cells)])
-        )
-    return "\n".join(lines)
+def print_details(details: dict[str, Any]) -> None:
+    """A line for each class, and the images that went worst."""
+    classes = details.get("classes", {})
+    if classes:
+        columns = list(next(iter(classes.values())))
+        width = max(map(len, classes)) + 2
+        print(" " * width + "".join(f"{column:>12}" for column in columns))
+        for name, row in classes.items():
+            print(f"{name:<{width}}" + "".join(f"{row[column]:>12.3f}" for column in columns))
+    for row in details.get("worst", []):
+        print("worst: " + ", ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()))
 
 
 def held_out(data: DataSet, described: Description) -> Source:

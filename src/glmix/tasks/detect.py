@@ -17,7 +17,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from glmix.data.detection import open_objects
 from glmix.data.loading import Batch, Transform, padded
-from glmix.data.objects import Objects, ObjectSource, encoded, run_lengths
+from glmix.data.objects import Objects, ObjectSource, decoded, encoded, run_lengths
 from glmix.data.prepare import Preparation
 from glmix.data.samples import Sample, Source
 from glmix.errors import UserError, needs
@@ -26,7 +26,7 @@ from glmix.models.description import Description
 from glmix.models.heads.detect import DETECTIONS
 from glmix.ranges import NonNegativeFloat, Share
 from glmix.tasks.dense import DenseOptions, start
-from glmix.tasks.pictures import draw_objects
+from glmix.tasks.pictures import outlined
 from glmix.training.task import Task
 
 KINDS = {"box": "bbox", "mask": "segm"}  # what is measured, and pycocotools' name of it
@@ -396,6 +396,16 @@ def decode(found: list[dict[str, Tensor]], batch: Batch, description: Descriptio
     return answers
 
 
+def draw(picture: Image.Image, found: dict[str, Tensor], description: Description) -> dict[str, Image.Image]:
+    """The sure objects in the picture: boxes, masks and a legend."""
+    sure = {name: value[found["scores"] >= SURE].cpu() for name, value in found.items()}
+    width, height = picture.info.get("full_size", picture.size)
+    shares = sure["boxes"] / sure["boxes"].new_tensor([width, height, width, height])
+    objects = list(zip(sure["labels"].tolist(), sure["scores"].tolist(), shares.tolist(), strict=True))
+    masks = [decoded(run_lengths(each, (height, width))) for each in pasted(sure, (height, width))]
+    return {"objects": outlined(picture, objects, masks, description.names)}
+
+
 def collect(rows: list[dict[str, Any]], description: Description) -> dict[str, Any]:
     """The answers for many pictures in COCO's form, with the category ids of the data."""
     ids = description.info.get("category_ids") or list(range(len(description.classes)))
@@ -446,8 +456,8 @@ DETECT = Task(
     decode=decode,
     tell=tell,
     usual_top=DETECTIONS,
-    words=lambda figures: ", ".join(f"{name} {value:.3f}" for name, value in figures.items()),
-    draw=draw_objects,
+    describe=lambda figures: ", ".join(f"{name} {value:.3f}" for name, value in figures.items()),
+    draw=draw,
     collect=collect,
     forward=forward,
 )

@@ -1,78 +1,76 @@
-"""Pictures of what was found: boxes, masks and a legend over the photo."""
+"""What dense tasks found, drawn into the picture, with a legend."""
 
-from typing import Any
+import colorsys
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
-from matplotlib import colormaps
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from glmix.data.objects import decoded, run_lengths
-
-SHORTEST = 480  # pixels: least longer side of a picture, so that its text can be read
-COLOURS = [tuple(round(255 * part) for part in colour) for colour in colormaps["tab10"].colors]  # type: ignore[attr-defined]
-COVER = 0.45  # opacity of a mask
+SHARE = 0.55  # of a mask's colour in a painted pixel
+SHORTEST = 480  # pixels: least longer side of a picture with objects
+ROW = 18  # pixels of a line of the legend
 
 
-def draw_objects(photo: Image.Image, answers: list[dict[str, Any]], least_score: float) -> Image.Image:
-    """A photo with the objects that are as sure as `least_score`; a legend below tells the classes and how many of each.
+def colour_of(index: int) -> tuple[int, int, int]:
+    """A colour for a class: hues by the golden ratio, so that neighbours in the list are far apart."""
+    red, green, blue = colorsys.hsv_to_rgb(0.61803 * index % 1, 0.85 if index % 2 else 0.6, 0.95 if index % 3 else 0.75)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def painted(picture: Image.Image, classes: NDArray[np.integer], names: Sequence[str]) -> Image.Image:
+    """A picture under the colours of its pixels' classes (H, W), with the names of those that are there."""
+    table = np.array([colour_of(i) for i in range(len(names))], np.float32)
+    mixed = (1 - SHARE) * np.asarray(picture.convert("RGB"), np.float32) + SHARE * table[classes]
+    counts = np.bincount(classes.ravel(), minlength=len(names))
+    there = sorted(np.flatnonzero(counts).tolist(), key=lambda i: -int(counts[i]))
+    return with_legend(Image.fromarray(mixed.round().astype(np.uint8)), [(names[i], colour_of(i)) for i in there])
+
+
+def outlined(
+    picture: Image.Image,
+    objects: Sequence[tuple[int, float, Sequence[float]]],
+    masks: Sequence[NDArray[np.uint8]],
+    names: Sequence[str],
+) -> Image.Image:
+    """A picture with boxes, masks and scores; the legend counts the objects of each class.
 
     Args:
-        photo: as it was given to the network.
-        answers: of the detection task: `name`, `category_id`, `bbox` in pixels of the file, `score`, `segmentation`.
-        least_score: from 0 to 1.
+        picture: of any size; small ones are drawn larger, so that scores can be read.
+        objects: class index, score and box (x0, y0, x1, y1 in shares of the sides) of each, the surest first.
+        masks: of each, or none at all; (H, W) of any size of the picture's aspect.
+        names: of the classes.
     """
-    shown = [answer for answer in answers if answer["score"] >= least_score]
-    scale = max(1.0, SHORTEST / max(photo.size))
-    size = (round(photo.width * scale), round(photo.height * scale))
-    picture = photo.convert("RGB").resize(size, Image.Resampling.BICUBIC)
-    pixels = np.asarray(picture, np.float32).copy()
-    for answer in shown[::-1]:
-        if "segmentation" in answer:
-            runs = answer["segmentation"]
-            mask = Image.fromarray(255 * decoded(run_lengths(runs, tuple(runs["size"])))).resize(size)
-            inside = np.asarray(mask) > 127
-            pixels[inside] += COVER * (np.array(colour_of(answer), np.float32) - pixels[inside])
-    picture = Image.fromarray(pixels.round().astype(np.uint8))
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
-    full = photo.info.get("full_size", photo.size)
-    factors = size[0] / full[0], size[1] / full[1]
-    for answer in shown[::-1]:
-        x, y, width, height = answer["bbox"]
-        x0, y0, x1, y1 = x * factors[0], y * factors[1], (x + width) * factors[0], (y + height) * factors[1]
-        draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=colour_of(answer), width=2)
-        text = f"{answer['score']:.2f}"
-        place = (x0 + 3, max(0, y0 - 16) if y0 >= 16 else y0 + 2)
-        draw.rectangle(draw.textbbox(place, text, font=font), fill=colour_of(answer))
-        draw.text(place, text, fill="white", font=font)
-    return with_legend(picture, shown)
+    scale = max(1.0, SHORTEST / max(picture.size))
+    width, height = size = (round(picture.width * scale), round(picture.height * scale))
+    pixels = np.array(picture.convert("RGB").resize(size, Image.Resampling.BICUBIC), np.float32)
+    for (kind, _, _), mask in reversed(list(zip(objects, masks, strict=False))):
+        inside = np.asarray(Image.fromarray(255 * mask).resize(size)) > 127
+        pixels[inside] = (1 - SHARE) * pixels[inside] + SHARE * np.array(colour_of(kind), np.float32)
+    result = Image.fromarray(pixels.round().astype(np.uint8))
+    pen, font = ImageDraw.Draw(result), ImageFont.load_default(12)
+    for kind, score, (x0, y0, x1, y1) in reversed(objects):
+        left, top = x0 * width, y0 * height
+        pen.rectangle((left, top, max(left, x1 * width - 1), max(top, y1 * height - 1)), outline=colour_of(kind), width=2)
+        place, text = (left + 3, top - 14 if top >= 14 else top + 2), f"{score:.2f}"
+        pen.rectangle(pen.textbbox(place, text, font=font), fill=colour_of(kind))
+        pen.text(place, text, fill="black", font=font)
+    counts = Counter(kind for kind, _, _ in objects)
+    return with_legend(result, [(f"{names[kind]}: {count}", colour_of(kind)) for kind, count in counts.most_common()])
 
 
-def colour_of(answer: dict[str, Any]) -> tuple[int, ...]:
-    """The colour of an object's class, the same in all pictures."""
-    return COLOURS[answer["category_id"] % len(COLOURS)]
-
-
-def with_legend(picture: Image.Image, shown: list[dict[str, Any]]) -> Image.Image:
-    """A picture above the names of the classes in their colours, with the number of objects of each."""
-    names = [answer["name"] for answer in shown]
-    entries = {answer["name"]: colour_of(answer) for answer in shown}
-    font = ImageFont.load_default(16)
-    rows: list[list[tuple[str, tuple[int, ...], int]]] = [[]]
-    used = 0
-    for name, colour in entries.items() or {"nothing found": (128, 128, 128)}.items():
-        text = f"{name}  {names.count(name)}" if name in names else name
-        width = round(font.getlength(text)) + 44
-        if used + width > picture.width and rows[-1]:
-            rows.append([])
-            used = 0
-        rows[-1].append((text, colour, used))
-        used += width
-    whole = Image.new("RGB", (picture.width, picture.height + 26 * len(rows) + 4), "white")
-    whole.paste(picture)
-    draw = ImageDraw.Draw(whole)
-    for i, row in enumerate(rows):
-        y = picture.height + 26 * i + 4
-        for text, colour, x in row:
-            draw.rectangle((x + 8, y + 4, x + 22, y + 18), fill=colour)
-            draw.text((x + 28, y + 2), text, fill="black", font=font)
-    return whole
+def with_legend(picture: Image.Image, entries: Sequence[tuple[str, tuple[int, int, int]]]) -> Image.Image:
+    """A picture with a legend on white below it, in as many columns as there is room for."""
+    font = ImageFont.load_default(12)
+    widest = max([round(font.getlength(name)) for name, _ in entries] + [1]) + 2 * ROW
+    columns = max(1, picture.width // widest)
+    rows = -(-len(entries) // columns)
+    result = Image.new("RGB", (picture.width, picture.height + rows * ROW + (4 if rows else 0)), "white")
+    result.paste(picture)
+    pen = ImageDraw.Draw(result)
+    for i, (name, colour) in enumerate(entries):
+        x, y = i % columns * widest + 4, picture.height + i // columns * ROW + 4
+        pen.rectangle((x, y, x + 10, y + 10), fill=colour, outline="black")
+        pen.text((x + 15, y - 2), name, fill="black", font=font)
+    return result

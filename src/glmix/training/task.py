@@ -22,7 +22,11 @@ class Loss(Protocol):
 
 
 class Metrics(Protocol):
-    """Gathers outputs and targets batch by batch, over processes too, and tells figures by name."""
+    """Gathers outputs and targets batch by batch, over processes too, and tells figures by name.
+
+    It may have `details()`, to be asked after `compute`: figures of each class under `classes`, and under `worst` the
+    images that went worst, as rows of plain data.
+    """
 
     def update(self, outputs: Any, targets: Any) -> None: ...
 
@@ -33,18 +37,18 @@ class Metrics(Protocol):
     def to(self, device: torch.device) -> Any: ...
 
 
+def percentages(scores: dict[str, float]) -> str:
+    """All figures in words: percentages to two places, a loss to four."""
+    words = {"top1": "top-1", "top5": "top-5", "miou": "mIoU", "macc": "mAcc", "aacc": "aAcc"}
+    return ", ".join(
+        f"{name} {value:.4f}" if name == "loss" else f"{words.get(name, name)} {value:.2f} %"
+        for name, value in scores.items()
+    )
+
+
 def of_images(model: nn.Module, batch: Batch) -> Any:
     """Outputs of a model that asks for images alone; channels last in memory, which is faster."""
     return model(batch.images.contiguous(memory_format=torch.channels_last))
-
-
-def in_percent(figures: dict[str, float]) -> str:
-    """All figures in words: percentages to two places, a loss to four."""
-    words = {"top1": "top-1", "top5": "top-5"}
-    return ", ".join(
-        f"{name} {value:.4f}" if name == "loss" else f"{words.get(name, name)} {value:.2f} %"
-        for name, value in figures.items()
-    )
 
 
 @dataclass(frozen=True)
@@ -73,10 +77,12 @@ class Task:
             has it.
         tell: the answers for an image, in words.
         usual_top: answers of an image where nobody says how many.
-        words: all figures of an evaluation.
-        draw: a picture with the answers for it, of those as sure as a score from 0 to 1.
-        collect: the answers for many pictures (`image`, `size`, `predictions` of each) as one file has them.
+        collect: the answers for many pictures (`image`, `size`, `predictions` of each) as one JSON file has them.
         forward: the outputs of a model in evaluation mode for a batch, whose targets are of no account.
+        draw: pictures of what was found in one, of the outputs for it, by what their files' names end in; where there is
+            something to see.
+        describe: all figures of an evaluation in words.
+        views: the model seen through several views of each image (mirrored, at scales, in windows), where a task has that.
         spare_scalars: whether 0-dimensional weights, the slots' scales, are never decayed.
     """
 
@@ -97,9 +103,10 @@ class Task:
     show: Callable[[dict[str, float]], str]
     decode: Callable[[Any, Batch, Description, int], list[Any]]
     tell: Callable[[Any], str]
-    words: Callable[[dict[str, float]], str] = in_percent
-    draw: Callable[[Image.Image, Any, float], Image.Image] | None = None
     collect: Callable[[list[dict[str, Any]], Description], Any] | None = None
     usual_top: int = 3
     forward: Callable[[nn.Module, Batch], Any] = of_images
+    describe: Callable[[dict[str, float]], str] = percentages
+    draw: Callable[[Image.Image, Any, Description], dict[str, Image.Image]] | None = None
+    views: Callable[[nn.Module, bool, list[float], int], nn.Module] | None = None
     spare_scalars: bool = False
