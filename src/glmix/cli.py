@@ -25,6 +25,8 @@ COMMANDS = {
     "explain": "pictures of the slots",
     "slots": "how well slots match the masks of objects",
     "label-tokens": "dense labels of training images, by a teacher",
+    "export": "a model as a file for onnxruntime, OpenVINO or PyTorch",
+    "bench": "speed and memory of models, engines and precisions, side by side",
     "models": "the variants, their size and published accuracy",
     "convert": "a released .pth file to safetensors",
     "scenes": "write generated scenes with labels, boxes and masks",
@@ -33,7 +35,7 @@ MENDABLE = {  # errors of the file system that a person can do something about
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT,
     errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
-POSITIONAL = {"images": "+", "source": None, "target": None}
+POSITIONAL = {"images": "+", "source": None, "target": None, "file": None}
 
 
 class Parser(ArgumentParser):

@@ -16,20 +16,27 @@ from glmix.tasks import task_named
 
 @torch.inference_mode()
 def predict(
-    images: list[str], checkpoint: str = SHIPPED, top: int = 3, image_size: int = 0, json: bool = False
+    images: list[str],
+    checkpoint: str = SHIPPED,
+    top: int = 3,
+    image_size: int = 0,
+    fast: bool = False,
+    json: bool = False,
 ) -> None:
     """What a model sees in images.
 
     Args:
         images: image files.
-        checkpoint: run folder, file (ours or a released one) or model name; left out, the weights that ship.
+        checkpoint: run folder, file (ours, a released one, or of `glmix export`) or model name; left out, the weights that
+            ship.
         top: classes to name per image.
         image_size: side of the images; 0 for that of the checkpoint.
+        fast: fold the network first (glmix.optimize_for_inference): worth it for many images.
         json: print one JSON object per image instead of sentences.
     """
     if top < 1:
         raise UserError(f"--top {top}: at least one")
-    model, described = load_for_images(checkpoint, image_size)
+    model, described = load_for_images(checkpoint, image_size, fast)
     task = task_named(described.task)
     transform = task.evaluation(described.prepared)
     used = 0

@@ -56,7 +56,7 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
             _fold_norms(part)
     for part in parts:
         for kind, other in _FASTER.items():
-            if type(part) is kind and not (isinstance(part, GLMix) and not _is_published(part)):
+            if type(part) is kind and not (isinstance(part, GLMix) and not is_published(part)):
                 part.__class__ = other  # the same weights, computed with otherwise
     for part in list(folded.modules()):
         if isinstance(part, FoldedGLNet):
@@ -113,7 +113,7 @@ def _into(linears: list[Any], scale: nn.Module) -> nn.Module:
     return nn.Identity()
 
 
-def _is_published(mixer: GLMix) -> bool:
+def is_published(mixer: GLMix) -> bool:
     """Whether both branches stand side by side and end in linear layers; of other rows of the ablations not all do."""
     return mixer.integration == "parallel" and isinstance(mixer.slot_attn, Attention)
 
@@ -123,7 +123,7 @@ def _fold_block(block: Block) -> None:
     block.ls2 = _into([block.mlp.fc2], block.ls2)
     if not isinstance(mixer, GLMix):
         block.ls1 = _into([mixer.attn.proj], block.ls1)
-    elif _is_published(mixer):
+    elif is_published(mixer):
         globally, locally = mixer.slot_proj if mixer.slot_residual else mixer.slot_attn.proj, mixer.local[2]
         block.ls1 = _into([globally, locally], block.ls1)
         if locally.bias is not None:
