@@ -1,7 +1,7 @@
 # Each target sets up what it needs in .venv, from nothing.
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: quickstart test test-slow lint browser docs clean
+.PHONY: quickstart test test-slow lint browser docs package lowest clean
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -35,10 +35,21 @@ test-slow: .venv/.dev
 docs: .venv/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+# wheel and sdist in dist/, checked, and the wheel tried in an environment of its own
+package: .venv/.dev
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python scripts/check_package.py dist --install
+
+# the tests of networks, weights and data with the lowest versions that pyproject.toml states
+lowest:
+	$(PYTHON) scripts/lowest.py .venv-lowest
+
 lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv .cache quickstart site
+	rm -rf .venv .venv-lowest .cache quickstart site dist

@@ -17,25 +17,15 @@ from jsonargparse import ArgumentParser
 from glmix.console import lenient, mute, say
 from glmix.errors import UserError
 from glmix.ranges import in_words
+from glmix_command import COMMANDS, usage
 
-COMMANDS = {
-    "train": "train a model on your images",
-    "eval": "accuracy of a model on labelled images",
-    "predict": "what a model sees in images",
-    "explain": "pictures of the slots",
-    "slots": "how well slots match the masks of objects",
-    "label-tokens": "dense labels of training images, by a teacher",
-    "export": "a model as a file for onnxruntime, OpenVINO or PyTorch",
-    "bench": "speed and memory of models, engines and precisions, side by side",
-    "models": "the variants, their size and published accuracy",
-    "convert": "a released .pth file to safetensors",
-    "scenes": "write generated scenes with labels, boxes and masks",
-}
 MENDABLE = {  # errors of the file system that a person can do something about
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT,
     errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
-POSITIONAL = {"images": "+", "source": None, "target": None, "file": None}
+POSITIONAL = {
+    "images": "+", "sources": "+", "source": None, "target": None, "folder_of_hub": None, "repository": None, "file": None,
+}  # fmt: skip
 
 
 class Parser(ArgumentParser):
@@ -178,13 +168,11 @@ def module_of(command: str) -> str:
     return command.replace("-", "_")
 
 
-def run(command: str, arguments: list[str]) -> None:
-    """Parse the options of `command` and call its function."""
+def run(command: str, arguments: list[str]) -> int:
+    """Parse the options of `command` and call its function; the exit status, which is 0 where it tells none."""
     function, options = parse(command, arguments)
-    if isinstance(options, dict):
-        function(**options)
-    else:
-        function(options)
+    status = function(**options) if isinstance(options, dict) else function(options)
+    return int(status or 0)
 
 
 def moved(command: str, arguments: list[str]) -> tuple[str, list[str]]:
@@ -201,16 +189,8 @@ def moved(command: str, arguments: list[str]) -> tuple[str, list[str]]:
     return command, kept
 
 
-def usage() -> str:
-    """The table of commands."""
-    lines = [f"  {name:<14}{text}" for name, text in COMMANDS.items()]
-    return "\n".join(
-        ["usage: glmix COMMAND [options]", "", *lines, "", "glmix COMMAND --help shows the options of a command."]
-    )
-
-
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; 0 if it went well, 2 after a mistake that the message tells how to mend.
+    """Run one command; 0 if it went well, 1 if some images could not be used, 2 after a mistake that can be mended.
 
     A command that a signal stopped ends with 128 and the signal's number, as the shell has it.
     """
@@ -254,10 +234,10 @@ def answer(arguments: list[str]) -> int:
             f"no command {command!r}; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}")
         )
     now, rest = moved(command, rest)
-    run(now, rest)
+    status = run(now, rest)
     if now != command:  # afterwards: a mistake is told in one line
         say(f"glmix: what `glmix {command}` did here is now `glmix {now}`; the old form goes with the next release")
-    return 0
+    return status
 
 
 if __name__ == "__main__":

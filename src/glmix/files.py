@@ -1,16 +1,32 @@
 """Writing files so that a cut leaves the old one or the new one, and never half of one."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 
+# What some system takes in no file name: Windows, and with it most drives that travel.
+FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
+RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(?=\.|$)", re.I)
+
+
 def plain_name(name: str, longest: int) -> str:
-    """A file's name for a new file: text, of `longest` bytes at most; what is no text in it is replaced by a sign."""
-    text = os.fsencode(name).decode(errors="replace")
-    return os.fsdecode(text.encode()[:longest].decode(errors="ignore").encode())
+    """A file's name for a new file that every system takes: text, of `longest` bytes at most.
+
+    What is no text in it, and what Windows forbids, is replaced.
+    """
+    text = FORBIDDEN.sub("_", readable(name, "replace"))
+    text = RESERVED.sub(r"\1_", text) if RESERVED.match(text) else text
+    text = text.encode()[:longest].decode(errors="ignore")
+    return re.sub(r"[ .]$", "_", text)
+
+
+def readable(name: str, errors: str = "backslashreplace") -> str:
+    """The name of a file as text that every file can hold; bytes that are none become escapes."""
+    return os.fsencode(name).decode(errors=errors)
 
 
 @contextmanager

@@ -26,6 +26,9 @@ def eval(  # noqa: A001  (the command's name)
     image_size: int = 0,
     slot_grid: tuple[int, int] | None = None,
     shuffle_slots: bool = False,
+    flip: bool = False,
+    scales: list[float] | None = None,
+    window: int = 0,
     workers: Workers = -1,
     limit: int = 0,
     fast: bool = False,
@@ -42,6 +45,9 @@ def eval(  # noqa: A001  (the command's name)
         image_size: side of the images; 0 for that of the checkpoint.
         slot_grid: rows and columns of the pooled slots, such as 2 2, to see what fewer or more of them do.
         shuffle_slots: give every pixel another slot's content: what is lost is what the slots carry.
+        flip: segmentation: the mean with the mirrored image.
+        scales: segmentation: the mean over these sizes, such as [0.5, 1.0, 1.5] times the usual.
+        window: segmentation: see the image in overlapping windows of so many pixels, 0 for the whole at once.
         workers: processes that load images; -1 chooses.
         limit: images at most, spread over the data; 0 for all.
         fast: fold the network first (glmix.optimize_for_inference): the same figures, sooner.
@@ -53,6 +59,7 @@ def eval(  # noqa: A001  (the command's name)
                 f"{option} {value}: at least 1, or 0 for {'all' if option == '--limit' else 'that of the run'}"
             )
     model, described = load_for_images(checkpoint, image_size, fast)
+    task = task_named(described.task)
     try:
         if slot_grid is not None:
             backbone_of(model).set_slot_grid(slot_grid)
@@ -60,19 +67,31 @@ def eval(  # noqa: A001  (the command's name)
             backbone_of(model)
     except ValueError as error:
         raise UserError(f"{'--slot-grid' if slot_grid else '--shuffle-slots'}: {error}") from error
+    seen: Any = model
+    if flip or scales or window:
+        if task.views is None:
+            raise UserError(f"--flip, --scales and --window are of segmentation; {checkpoint} is for {task.name}")
+        try:
+            seen = task.views(model, flip, scales or [1.0], window)
+        except ValueError as error:
+            raise UserError(str(error)) from error
     with shuffled_slots(model) if shuffle_slots else nullcontext():
-        scores, used, skipped = measured(model, described, data, batch_size, workers, limit)
+        metrics = task.metrics(described)
+        scores, used, skipped = measured(seen, described, metrics, data, batch_size, workers, limit)
     if not used:
         raise UserError(f"{data}: none of {len(skipped)} images can be read (first: {skipped[0]})")
+    details = metrics.details() if hasattr(metrics, "details") else {}
     if json:
-        print(json_module.dumps(scores | {"images": used, "skipped": [found._asdict() for found in skipped]}))
+        about = {"images": used, "skipped": [found._asdict() for found in skipped]}
+        print(json_module.dumps(scores | details | about))
         return
-    print(f"{described_scores(scores)} on {used} images")
+    print(f"{task.describe(scores)} on {used} images")
+    print_details(details)
     print_skipped(skipped)
 
 
 def measured(
-    model: Any, described: Description, data: str, batch_size: int = 0, workers: int = -1, limit: int = 0
+    model: Any, described: Description, metrics: Any, data: str, batch_size: int = 0, workers: int = -1, limit: int = 0
 ) -> tuple[dict[str, float], int, list[Skipped]]:
     """Figures of a model on `data`, the number of images they are of, and those that could not be used."""
     task = task_named(described.task)
@@ -82,16 +101,20 @@ def measured(
         source = source.take(spread(len(source), limit))
     prepared = Prepared(source, task.evaluation(described.prepared))
     loader = make_loader(prepared, order, default_workers() if workers < 0 else workers, task.collate)
-    return evaluate(task, model, loader, task.metrics(described), pick_device())
+    return evaluate(task, model, loader, metrics, pick_device())
 
 
-def described_scores(scores: dict[str, float]) -> str:
-    """All figures in words: percentages to two places, a loss to four."""
-    words = {"top1": "top-1", "top5": "top-5"}
-    return ", ".join(
-        f"{name} {value:.4f}" if name == "loss" else f"{words.get(name, name)} {value:.2f} %"
-        for name, value in scores.items()
-    )
+def print_details(details: dict[str, Any]) -> None:
+    """A line for each class, and the images that went worst."""
+    classes = details.get("classes", {})
+    if classes:
+        columns = list(next(iter(classes.values())))
+        width = max(map(len, classes)) + 2
+        print(" " * width + "".join(f"{column:>12}" for column in columns))
+        for name, row in classes.items():
+            print(f"{name:<{width}}" + "".join(f"{row[column]:>12.3f}" for column in columns))
+    for row in details.get("worst", []):
+        print("worst: " + ", ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()))
 
 
 def held_out(data: DataSet, described: Description) -> Source:

@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-from glmix.commands.eval import described_scores, measured
+from glmix.commands.eval import measured
 from glmix.data.samples import spread
 from glmix.errors import UserError
 from glmix.export.files import SUFFIXES, Terms, open_exported
@@ -49,6 +49,7 @@ def export(
     model, described = load(checkpoint)
     if described.task not in EXPORTED:
         raise UserError(f"{checkpoint}: a model for {described.task}; exported are those of {' and '.join(EXPORTED)}")
+    task = task_named(described.task)
     if image_size:
         described.preparation = described.prepared.at(image_size)
     terms = Terms(described, format, precision)
@@ -56,8 +57,7 @@ def export(
         terms = of_one_size(terms)
     calibration: list[torch.Tensor] = []
     if data:
-        opened = task_named(described.task).open(data)
-        source = opened.split("train")
+        source = task.open(data).split("train")
         chosen = source.take(spread(len(source), min(images, len(source))))
         calibration = [described.prepared(chosen.read(i).image)[None] for i in range(len(chosen))]
     for line in write(model, terms, path, calibration):
@@ -66,5 +66,5 @@ def export(
     print(f"{path}: {described.model}, {precision}, {takes}")
     if data:
         for what, network in (("before", model), ("after", open_exported(path))):
-            scores, used, _ = measured(network, described, data)
-            print(f"{what}: {described_scores(scores)} on {used} images")
+            scores, used, _ = measured(network, described, task.metrics(described), data)
+            print(f"{what}: {task.describe(scores)} on {used} images")

@@ -10,6 +10,7 @@ from glmix.commands.common import load_for_images, pick_device
 from glmix.data.images import BadImage, read_image
 from glmix.data.samples import Sample
 from glmix.errors import UserError
+from glmix.files import written_whole
 from glmix.models import SHIPPED
 from glmix.tasks import task_named
 
@@ -20,6 +21,7 @@ def predict(
     checkpoint: str = SHIPPED,
     top: int = 3,
     image_size: int = 0,
+    pictures: str = "",
     fast: bool = False,
     json: bool = False,
 ) -> None:
@@ -31,6 +33,7 @@ def predict(
             ship.
         top: classes to name per image.
         image_size: side of the images; 0 for that of the checkpoint.
+        pictures: folder for pictures of what was found, of segmenters and detectors.
         fast: fold the network first (glmix.optimize_for_inference): worth it for many images.
         json: print one JSON object per image instead of sentences.
     """
@@ -39,6 +42,8 @@ def predict(
     model, described = load_for_images(checkpoint, image_size, fast)
     task = task_named(described.task)
     transform = task.evaluation(described.prepared)
+    if pictures and task.draw is None:
+        raise UserError(f"--pictures: nothing to draw; {checkpoint} is for {task.name}")
     used = 0
     for path in images:
         try:
@@ -50,8 +55,14 @@ def predict(
             print(json_module.dumps(row) if json else f"skipped {error}", flush=True)
             continue
         batch = task.collate([(transform(Sample(picture, None, path)), [])]).to(pick_device())
-        (answers,) = task.decode(task.forward(model, batch), batch, described, top)
+        outputs = task.forward(model, batch)
+        (answers,) = task.decode(outputs, batch, described, top)
         used += 1
+        if pictures and task.draw is not None:
+            Path(pictures).mkdir(parents=True, exist_ok=True)
+            for kind, drawn in task.draw(picture, outputs[0], described).items():
+                with written_whole(Path(pictures) / f"{Path(path).stem}.{kind}.png") as file:
+                    drawn.save(file, "PNG")
         row = {"image": path, "predictions": answers}
         print(json_module.dumps(row) if json else f"{path}: {task.tell(answers)}", flush=True)
     if not used:

@@ -109,7 +109,7 @@ def walk(root: Path) -> Tree:
 
     real = {str(root): os.path.realpath(root)}
     for folder, inside, names in os.walk(root, followlinks=True, onerror=unreadable):
-        below = "" if folder == str(root) else os.path.relpath(folder, root) + "/"
+        below = "" if folder == str(root) else Path(os.path.relpath(folder, root)).as_posix() + "/"
         inside[:] = [name for name in inside if not is_rubbish(name) and not _returns(folder, name, root, real)]
         tree.folders.update(below + name for name in inside)
         tree.files += [below + name for name in names if not is_rubbish(name)]
@@ -175,7 +175,8 @@ def image_files(root: Path) -> list[str]:
 
 def _read_span(path: Path, offset: int, length: int) -> bytes:
     with open(path, "rb") as file:
-        return os.pread(file.fileno(), length, offset)
+        file.seek(offset)
+        return file.read(length)
 
 
 @dataclass(frozen=True)

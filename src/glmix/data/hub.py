@@ -117,7 +117,7 @@ def _load(source: str, tree: Tree | None) -> dict[str, Any]:
 
 def _by_split(source: Path, files: list[Path]) -> dict[str, list[str]]:
     """Parquet files of each split, by their names or folders; all are 'rows' where none of them names one."""
-    words = [(split_word(str(file.relative_to(source))), escape(str(file))) for file in files]
+    words = [(split_word(file.relative_to(source).as_posix()), escape(str(file))) for file in files]
     splits: dict[str, list[str]] = {}
     for word, file in [pair for pair in words if pair[0]] or words:
         splits.setdefault(word or "rows", []).append(file)

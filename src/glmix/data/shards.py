@@ -50,7 +50,7 @@ def scan_shards(source: str, tree: Tree | None = None) -> DataSet:
     shards, labels, words, files = [], [], [], []
     for path in paths:
         shard, found = _index(path, left_out)
-        name = os.path.relpath(path, base)
+        name = Path(os.path.relpath(path, base)).as_posix()
         shards.append(shard)
         labels += found
         words += [split_word(name)] * len(shard)

@@ -183,4 +183,5 @@ WRITERS = {"torch": _write_torch, "onnx": _write_onnx, "openvino": _write_openvi
 
 def static(terms: Terms) -> Terms:
     """The terms of a file for one image at a time, of the size that the checkpoint prepares."""
-    return replace(terms, size=tuple(terms.description.prepared.size), batch=1)
+    height, width = terms.description.prepared.size
+    return replace(terms, size=(height, width), batch=1)

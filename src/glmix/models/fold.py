@@ -65,7 +65,7 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     for part in list(folded.modules()):
         if type(part) is nn.Linear:
             part.__class__ = PackedLinear
-            part.pack()
+            part.pack()  # type: ignore[operator]
     return folded.eval()
 
 
@@ -118,8 +118,8 @@ def is_published(mixer: GLMix) -> bool:
     return mixer.integration == "parallel" and isinstance(mixer.slot_attn, Attention)
 
 
-def _fold_block(block: Block) -> None:
-    mixer: Any = block.mixer
+def _fold_block(block: Any) -> None:
+    mixer = block.mixer
     block.ls2 = _into([block.mlp.fc2], block.ls2)
     if not isinstance(mixer, GLMix):
         block.ls1 = _into([mixer.attn.proj], block.ls1)
@@ -223,7 +223,8 @@ class GLMixByRows(GLMix):
     @torch.jit.unused
     def mixed_by_rows(self, normed_BHWC: Tensor, logits_BMN: Tensor, slots_BMC: Tensor) -> Tensor:
         W, C = normed_BHWC.shape[2:]
-        first, conv, last = self.local  # type: ignore[misc]
+        branch: Any = self.local
+        first, conv, last = branch
 
         def compute(images: slice, rows: slice, kept: slice) -> Tensor:
             local = last(conv(first(normed_BHWC[images, rows]))[:, kept])

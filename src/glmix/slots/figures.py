@@ -22,6 +22,7 @@ from PIL import Image
 
 from glmix.errors import UserError
 from glmix.files import written_whole
+from glmix.fonts import draw_figure
 from glmix.models.slot_maps import SlotMaps
 from glmix.slots.look import is_idle
 from glmix.slots.regions import boundaries, enlarge, layout, merge_slots, patch_grid, square_patches, strongest_slots
@@ -51,7 +52,7 @@ def figure_path(text: str) -> Path:
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure whole, in the format of the file's ending."""
     with written_whole(path) as file:
-        figure.savefig(file, format=path.suffix[1:].lower())
+        draw_figure(figure, file, path.suffix[1:].lower())
 
 
 def idle_at(maps: SlotMaps, index: int) -> bool:

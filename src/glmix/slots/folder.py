@@ -18,7 +18,8 @@ from glmix.data.images import BadImage, read_image
 from glmix.data.prepare import Preparation
 from glmix.data.samples import Skipped
 from glmix.errors import UserError
-from glmix.files import plain_name, written_whole
+from glmix.files import plain_name, readable, written_whole
+from glmix.fonts import pen_font
 from glmix.models import GLNet
 from glmix.models.slot_maps import slot_maps
 from glmix.slots.figures import paint, slot_colors
@@ -202,7 +203,7 @@ def draw_sheet(photos: dict[str, Image.Image], out: Path, sheet: Path, merge: fl
         text = f"entropy {entropy:.2f}" + (", idle" if idle else "")
         x, y = gap + place % COLUMNS * width, gap + place // COLUMNS * height
         for part, label in ((photo, Path(name).name[-30:]), (regions, text)):
-            pen.text((x, y), label.encode("latin-1", "replace").decode("latin-1"), fill="black")  # all the font has
+            pen.text((x, y), readable(label), fill="black", font=pen_font(label, 10))
             picture.paste(part, (x, y + line))
             y += THUMBNAIL + line
     with written_whole(sheet) as file:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+import torch
+
 from glmix.errors import UserError
 from glmix.ranges import (
     Decay,
@@ -17,6 +19,15 @@ from glmix.ranges import (
     Workers,
     check_ranges,
 )
+
+
+def usual_precision() -> str:
+    """What the precision 'auto' is on this machine: bf16 where the hardware computes in it, else fp32."""
+    if torch.cuda.is_available():
+        has_bf16 = torch.cuda.is_bf16_supported()
+    else:
+        has_bf16 = torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return "bf16" if has_bf16 else "fp32"
 
 
 @dataclass

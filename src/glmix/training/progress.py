@@ -3,7 +3,6 @@
 import base64
 import csv
 import html
-import resource
 import sys
 import time
 from pathlib import Path
@@ -75,9 +74,13 @@ class EpochRows(pl.Callback):
 
 
 def memory_in_use() -> float:
-    """Largest memory so far in GB: of the GPU if there is one, else of this process."""
+    """Largest memory so far in GB: of the GPU if there is one, else of this process; 0 where that is not told."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
+    try:
+        import resource  # which Windows does not have
+    except ModuleNotFoundError:
+        return 0.0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
 
 

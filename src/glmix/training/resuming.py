@@ -30,6 +30,7 @@ from glmix.models.weights import OF_A_RUN
 from glmix.training.options import TrainOptions
 
 NEWEST, PREVIOUS = "resume.ckpt", "resume-previous.ckpt"
+SIGUSR1 = getattr(signal, "SIGUSR1", None)  # None on Windows
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -186,7 +187,9 @@ class ResumePoints(Checkpoint):
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
         # SIGTERM too: Lightning's own handling of it leaves before anything is saved, in the middle of a step
-        listened = [signal.SIGINT, signal.SIGTERM] + ([signal.SIGUSR1] if "SLURM_JOB_ID" in os.environ else [])
+        listened = [signal.SIGINT, signal.SIGTERM]
+        if SIGUSR1 and "SLURM_JOB_ID" in os.environ:
+            listened.append(SIGUSR1)
         self._before = {number: signal.signal(number, stop) for number in listened}
 
     def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
@@ -198,7 +201,7 @@ class ResumePoints(Checkpoint):
         return trainer.strategy.reduce_boolean_decision(bool(self.signal) or trainer.received_sigterm, all=False)
 
     def leave(self, trainer: pl.Trainer) -> None:
-        requeue = "SLURM_JOB_ID" in os.environ and self.signal == signal.SIGUSR1
+        requeue = "SLURM_JOB_ID" in os.environ and self.signal == SIGUSR1
         if requeue and trainer.is_global_zero:
             subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
         raise SystemExit(128 + (self.signal or signal.SIGTERM))

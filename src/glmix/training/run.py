@@ -34,7 +34,7 @@ from glmix.files import written_whole
 from glmix.models import check_name
 from glmix.models.description import Description
 from glmix.training.module import Trained
-from glmix.training.options import TrainOptions
+from glmix.training.options import TrainOptions, usual_precision
 from glmix.training.progress import EpochRows, write_report
 from glmix.training.resuming import ResumePoints, SafeCheckpointIO, occupied, where_to_begin
 from glmix.training.task import Task
@@ -214,11 +214,8 @@ def make_trainer(options: TrainOptions) -> pl.Trainer:
 
 
 def lightning_precision(precision: str) -> Any:
-    """Lightning's name of a precision; 'auto' is bf16 where the hardware computes in it, else fp32."""
-    if precision == "auto":
-        cuda = torch.cuda.is_available()
-        has_bf16 = torch.cuda.is_bf16_supported() if cuda else torch.cpu.get_capabilities().get("avx512_bf16", False)
-        precision = "bf16" if has_bf16 else "fp32"
+    """Lightning's name of a precision."""
+    precision = usual_precision() if precision == "auto" else precision
     return {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}[precision]
 
 

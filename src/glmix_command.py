@@ -1,0 +1,42 @@
+"""The `glmix` command as it starts: what it can answer by itself it says before PyTorch and timm are loaded."""
+
+import sys
+
+COMMANDS = {
+    "train": "train a model on your images",
+    "eval": "accuracy of a model on labelled images",
+    "predict": "what a model sees in images",
+    "embed": "features of images, for search and classifiers of your own",
+    "explain": "pictures of the slots",
+    "slots": "how well slots match the masks of objects",
+    "label-tokens": "dense labels of training images, by a teacher",
+    "export": "a model as a file for onnxruntime, OpenVINO or PyTorch",
+    "bench": "speed and memory of models, engines and precisions, side by side",
+    "models": "the variants, their size and published accuracy",
+    "convert": "a checkpoint as a safetensors file, or as a folder for timm and the Hugging Face hub",
+    "push": "upload such a folder to the hub",
+    "scenes": "write generated scenes with labels, boxes and masks",
+    "doctor": "versions, devices, and what is missing: paste it into an issue",
+}
+
+
+def usage() -> str:
+    """The table of commands."""
+    lines = [f"  {name:<14}{text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        ["usage: glmix COMMAND [options]", "", *lines, "", "glmix COMMAND --help shows the options of a command."]
+    )
+
+
+def main() -> int:
+    """As `glmix.cli.main`."""
+    if sys.argv[1:2] in ([], ["-h"], ["--help"], ["help"]) and sys.stdout is not None:
+        print(usage())
+        return 0
+    from glmix.cli import main
+
+    return main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
