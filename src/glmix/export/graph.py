@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glmix.models.fold import is_published
-from glmix.models.glnet import Block, DepthwiseConv, GLMix, GridAttention, SlotSimilarity, Stage
+from glmix.models.glnet import Block, DepthwiseConv, GLMix, GridAttention, Stage
 from glmix.models.seeds import PooledSeeds
 from glmix.models.slots import averaging_matrix
 
@@ -35,7 +35,7 @@ def _has_this_form(block: nn.Module) -> bool:
     assert isinstance(block, Block)
     mixer = block.mixer
     return isinstance(mixer, GridAttention) or (
-        isinstance(mixer, GLMix) and is_published(mixer) and isinstance(mixer.similarity, SlotSimilarity)
+        isinstance(mixer, GLMix) and is_published(mixer) and mixer.assignment == "soft"
     )
 
 

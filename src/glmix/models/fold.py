@@ -24,7 +24,17 @@ from timm.models._features import FeatureDictNet
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from glmix.models.glnet import MLP, Attention, Block, DepthwiseConv, GLMix, GLNet, LayerScale, SlotSimilarity
+from glmix.models.glnet import (
+    MLP,
+    Attention,
+    Block,
+    DepthwiseConv,
+    GLMix,
+    GLNet,
+    GridAttention,
+    LayerScale,
+    SlotSimilarity,
+)
 from glmix.models.seeds import PooledSeeds
 from glmix.models.slots import at_least_float32, pool_seeds
 
@@ -107,9 +117,10 @@ def _fold_norms(chain: nn.Module) -> None:
 
 def _into(linears: list[Any], scale: nn.Module) -> nn.Module:
     """Let linear layers do the LayerScale behind them, if there is one; what is left of it."""
-    for linear in linears if isinstance(scale, LayerScale) else []:
-        linear.weight.data *= scale.gamma[:, None]
-        linear.bias.data *= scale.gamma
+    if isinstance(scale, LayerScale):
+        for linear in linears:
+            linear.weight.data *= scale.gamma[:, None]
+            linear.bias.data *= scale.gamma
     return nn.Identity()
 
 
@@ -119,11 +130,11 @@ def is_published(mixer: GLMix) -> bool:
 
 
 def _fold_block(block: Any) -> None:
-    mixer = block.mixer
     block.ls2 = _into([block.mlp.fc2], block.ls2)
-    if not isinstance(mixer, GLMix):
+    mixer = block.mixer
+    if isinstance(block.mixer, GridAttention):
         block.ls1 = _into([mixer.attn.proj], block.ls1)
-    elif is_published(mixer):
+    elif is_published(block.mixer):
         globally, locally = mixer.slot_proj if mixer.slot_residual else mixer.slot_attn.proj, mixer.local[2]
         block.ls1 = _into([globally, locally], block.ls1)
         if locally.bias is not None:
