@@ -10,7 +10,7 @@ import numpy as np
 from glmix.commands.common import load_for_images, pick_device, print_skipped
 from glmix.console import say
 from glmix.data.loading import EpochOrder, Prepared, default_workers, make_loader
-from glmix.data.samples import DataSet, Source, spread
+from glmix.data.samples import DataSet, Skipped, Source, spread
 from glmix.errors import UserError
 from glmix.models import SHIPPED, backbone_of
 from glmix.models.description import Description
@@ -31,6 +31,7 @@ def eval(  # noqa: A001  (the command's name)
     window: int = 0,
     workers: Workers = -1,
     limit: int = 0,
+    fast: bool = False,
     json: bool = False,
 ) -> None:
     """Accuracy of a model on labelled images.
@@ -38,7 +39,8 @@ def eval(  # noqa: A001  (the command's name)
     Args:
         data: as for `glmix train`; the validation split where it has one, or what was held out when this checkpoint was
             trained on it, else all of it.
-        checkpoint: run folder, file (ours or a released one) or model name; left out, the weights that ship.
+        checkpoint: run folder, file (ours, a released one, or of `glmix export`) or model name; left out, the weights that
+            ship.
         batch_size: images at a time; 0 for that of the run, whose number is then repeated exactly.
         image_size: side of the images; 0 for that of the checkpoint.
         slot_grid: rows and columns of the pooled slots, such as 2 2, to see what fewer or more of them do.
@@ -48,6 +50,7 @@ def eval(  # noqa: A001  (the command's name)
         window: segmentation: see the image in overlapping windows of so many pixels, 0 for the whole at once.
         workers: processes that load images; -1 chooses.
         limit: images at most, spread over the data; 0 for all.
+        fast: fold the network first (glmix.optimize_for_inference): the same figures, sooner.
         json: print one JSON object instead of a sentence.
     """
     for option, value in (("--batch-size", batch_size), ("--limit", limit)):
@@ -55,7 +58,7 @@ def eval(  # noqa: A001  (the command's name)
             raise UserError(
                 f"{option} {value}: at least 1, or 0 for {'all' if option == '--limit' else 'that of the run'}"
             )
-    model, described = load_for_images(checkpoint, image_size)
+    model, described = load_for_images(checkpoint, image_size, fast)
     task = task_named(described.task)
     try:
         if slot_grid is not None:
@@ -72,16 +75,9 @@ def eval(  # noqa: A001  (the command's name)
             seen = task.views(model, flip, scales or [1.0], window)
         except ValueError as error:
             raise UserError(str(error)) from error
-    opened = task.open(data)
-    source = task.align(held_out(opened, described), described, data)
-    order = EpochOrder(min(limit or len(source), len(source)), batch_size or described.info.get("batch_size", 64))
-    if limit:
-        source = source.take(spread(len(source), limit))
-    prepared = Prepared(source, task.evaluation(described.prepared))
-    loader = make_loader(prepared, order, default_workers() if workers < 0 else workers, task.collate)
     with shuffled_slots(model) if shuffle_slots else nullcontext():
         metrics = task.metrics(described)
-        scores, used, skipped = evaluate(task, seen, loader, metrics, pick_device())
+        scores, used, skipped = measured(seen, described, metrics, data, batch_size, workers, limit)
     if not used:
         raise UserError(f"{data}: none of {len(skipped)} images can be read (first: {skipped[0]})")
     details = metrics.details() if hasattr(metrics, "details") else {}
@@ -92,6 +88,20 @@ def eval(  # noqa: A001  (the command's name)
     print(f"{task.describe(scores)} on {used} images")
     print_details(details)
     print_skipped(skipped)
+
+
+def measured(
+    model: Any, described: Description, metrics: Any, data: str, batch_size: int = 0, workers: int = -1, limit: int = 0
+) -> tuple[dict[str, float], int, list[Skipped]]:
+    """Figures of a model on `data`, the number of images they are of, and those that could not be used."""
+    task = task_named(described.task)
+    source = task.align(held_out(task.open(data), described), described, data)
+    order = EpochOrder(min(limit or len(source), len(source)), batch_size or described.info.get("batch_size", 64))
+    if limit:
+        source = source.take(spread(len(source), limit))
+    prepared = Prepared(source, task.evaluation(described.prepared))
+    loader = make_loader(prepared, order, default_workers() if workers < 0 else workers, task.collate)
+    return evaluate(task, model, loader, metrics, pick_device())
 
 
 def print_details(details: dict[str, Any]) -> None:

@@ -22,22 +22,25 @@ def predict(
     top: int = 0,
     image_size: int = 0,
     pictures: str = "",
+    fast: bool = False,
     json: bool = False,
 ) -> None:
     """What a model sees in images.
 
     Args:
         images: image files.
-        checkpoint: run folder, file (ours or a released one) or model name; left out, the weights that ship.
+        checkpoint: run folder, file (ours, a released one, or of `glmix export`) or model name; left out, the weights that
+            ship.
         top: answers per image at most; 0 for three classes, or all objects.
         image_size: side of the images; 0 for that of the checkpoint.
         pictures: folder for pictures of what was found, of segmenters and detectors; of the latter also predictions.json,
             in COCO's form and with the category ids of the data.
+        fast: fold the network first (glmix.optimize_for_inference): worth it for many images.
         json: print one JSON object per image instead of sentences.
     """
     if top < 0:
         raise UserError(f"--top {top}: at least one, or 0 for the usual")
-    model, described = load_for_images(checkpoint, image_size)
+    model, described = load_for_images(checkpoint, image_size, fast)
     task = task_named(described.task)
     transform = task.evaluation(described.prepared)
     if pictures and task.draw is None:
