@@ -4,48 +4,91 @@ import json as json_module
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from glmix.commands.common import load_for_images, pick_device
-from glmix.data.images import BadImage, read_image
-from glmix.data.samples import Sample
+from glmix.data.pictures import open_pictures
 from glmix.errors import UserError
 from glmix.models import SHIPPED
+from glmix.models.weights import fingerprint
+from glmix.ranges import NonNegativeInt, Workers
 from glmix.tasks import task_named
+from glmix.training.processes import join_processes
+from glmix.use.predictions import draw_predictions, on_sheet, predicting, write_predictions
+from glmix.use.sheets import check_picture
+from glmix.use.tables import check_ending
 
 
-@torch.inference_mode()
 def predict(
-    images: list[str], checkpoint: str = SHIPPED, top: int = 3, image_size: int = 0, json: bool = False
-) -> None:
-    """What a model sees in images.
+    sources: list[str],
+    checkpoint: str = SHIPPED,
+    out: str = "",
+    top: int = 3,
+    sheet: str = "",
+    image_size: int = 0,
+    batch_size: NonNegativeInt = 0,
+    workers: Workers = -1,
+    json: bool = False,
+) -> int:
+    """What a model sees in images; the same command goes on where it was cut.
+
+    Exits with 1 where some of them could not be read.
 
     Args:
-        images: image files.
+        sources: images, folders, patterns, tars, tables of paths, parquet, hf:OWNER/NAME, scenes; - for names on
+            standard input.
         checkpoint: run folder, file (ours or a released one) or model name; left out, the weights that ship.
-        top: classes to name per image.
+        out: file for all answers instead of the terminal, .csv, .jsonl or .parquet: a row for each.
+        top: answers per image.
+        sheet: picture file for a contact sheet: images, spread over all, with their answers.
         image_size: side of the images; 0 for that of the checkpoint.
+        batch_size: images at a time; 0 chooses.
+        workers: processes that load images; -1 chooses.
         json: print one JSON object per image instead of sentences.
     """
     if top < 1:
         raise UserError(f"--top {top}: at least one")
+    if out:
+        check_ending(Path(out))
+        if json:
+            raise UserError("--json: what is printed; with --out, its ending says the format (.jsonl)")
+    if sheet:
+        check_picture("--sheet", Path(sheet))
+    processes = join_processes()
+    if processes.count > 1 and not out:
+        raise UserError("several processes need --out, a file for all of their answers")
+    source = open_pictures(sources)
     model, described = load_for_images(checkpoint, image_size)
     task = task_named(described.task)
-    transform = task.evaluation(described.prepared)
-    used = 0
-    for path in images:
-        try:
-            if Path(path).is_dir():
-                raise BadImage(path, "a folder, not an image")
-            picture = read_image(path)
-        except BadImage as error:
-            row: dict[str, Any] = {"image": error.name, "error": error.reason}
-            print(json_module.dumps(row) if json else f"skipped {error}", flush=True)
-            continue
-        batch = task.collate([(transform(Sample(picture, None, path)), [])]).to(pick_device())
-        (answers,) = task.decode(task.forward(model, batch), batch, described, top)
-        used += 1
-        row = {"image": path, "predictions": answers}
-        print(json_module.dumps(row) if json else f"{path}: {task.tell(answers)}", flush=True)
-    if not used:
+    stream = predicting(task, model, described, source, pick_device(), top, batch_size, workers)
+    wanted = on_sheet(source) if sheet else set()
+    shown: dict[int, dict[str, Any]] = {}
+    failed = 0
+    if out:
+        settings = {"command": "predict", "task": described.task, "weights": fingerprint(model), "top": top}
+        settings |= {"classes": described.classes, "preparation": described.prepared.asdict()}
+        journal = stream.kept(Path(out), settings, processes)
+        if not processes.first:
+            return 0
+        failed = write_predictions(task, source, journal, Path(out))
+        shown = {number: record for number, record in journal.merged() if number in wanted}
+        journal.remove()
+        print(f"{out}: {len(source)} images" + (f", {failed} of which could not be read" if failed else ""))
+    else:
+        for records in stream.records():
+            for number, record in records.items():
+                failed += "error" in record
+                print(told(task, source.files[number], record, json), flush=True)
+            shown |= {number: record for number, record in records.items() if number in wanted}
+    if sheet:
+        draw_predictions(task, source, shown, Path(sheet))
+        print(sheet)
+    if failed == len(source):
         raise UserError("none of the images could be read")
+    return int(failed > 0)
+
+
+def told(task: Any, name: str, record: dict[str, Any], json: bool) -> str:
+    """The line of an image."""
+    if json:
+        found = {"predictions": record["answer"]} if "answer" in record else record
+        return json_module.dumps({"image": name} | found)
+    return f"skipped {name}: {record['error']}" if "error" in record else f"{name}: {task.tell(record['answer'])}"

@@ -1,5 +1,6 @@
 """Detection: boxes of objects, and with Mask R-CNN their masks."""
 
+import json
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
@@ -328,7 +329,12 @@ def decode(found: list[dict[str, Tensor]], batch: Batch, description: Descriptio
         surest = {name: value[:top] for name, value in each.items()}
         rows = _rows(surest["boxes"], surest["labels"], pasted(surest, target["size"]), score=surest["scores"])
         answers.append(
-            [{"name": description.names[row["category_id"]]} | row | {"category_id": ids[row["category_id"]]} for row in rows]
+            [
+                {"label": description.classes[row["category_id"]], "name": description.names[row["category_id"]]}
+                | row
+                | {"category_id": ids[row["category_id"]]}
+                for row in rows
+            ]
         )
     return answers
 
@@ -338,6 +344,16 @@ def tell(answers: list[dict[str, Any]]) -> str:
     sure = [answer["name"] for answer in answers if answer["score"] >= SURE]
     counts = {name: sure.count(name) for name in dict.fromkeys(sure)}
     return ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing"
+
+
+def table_rows(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The objects as rows of a table."""
+    return [
+        {"label": a["label"], "name": a["name"], "probability": a["score"]}
+        | dict(zip(("x", "y", "width", "height"), a["bbox"], strict=True))
+        | ({"mask": json.dumps(a["segmentation"])} if "segmentation" in a else {})
+        for a in answers
+    ]
 
 
 def show(figures: dict[str, float]) -> str:
@@ -364,5 +380,9 @@ DETECT = Task(
     show=show,
     decode=decode,
     tell=tell,
+    columns={"label": str, "name": str, "probability": float}
+    | dict.fromkeys(("x", "y", "width", "height"), float)
+    | {"mask": str},
+    rows=table_rows,
     forward=forward,
 )

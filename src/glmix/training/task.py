@@ -1,6 +1,6 @@
 """What a task is: one record, which the run, evaluation and prediction ask for all that differs between tasks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -61,6 +61,10 @@ class Task:
         decode: answers for each image of a batch, of the model's outputs for it, at most so many: plain data, as JSON
             has it.
         tell: the answers for an image, in words.
+        columns: what a table of answers has of each, beside the image's path and the answer's rank: names and types
+            (str, int, float). By one name in all tasks: `label`, `name`, `probability`; `x`, `y`, `width`, `height` of a
+            box in pixels; `mask`, COCO's run lengths as JSON.
+        rows: the answers for an image as rows of these, the best first.
         forward: the outputs of a model in evaluation mode for a batch, whose targets are of no account.
         spare_scalars: whether 0-dimensional weights, the slots' scales, are never decayed.
     """
@@ -82,5 +86,7 @@ class Task:
     show: Callable[[dict[str, float]], str]
     decode: Callable[[Any, Batch, Description, int], list[Any]]
     tell: Callable[[Any], str]
+    columns: Mapping[str, type]
+    rows: Callable[[Any], list[dict[str, Any]]]
     forward: Callable[[nn.Module, Batch], Any] = of_images
     spare_scalars: bool = False
