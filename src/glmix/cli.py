@@ -4,6 +4,7 @@ import difflib
 import errno
 import importlib
 import inspect
+import json
 import logging
 import os
 import re
@@ -96,6 +97,9 @@ def normalize(arguments: list[str], options: dict[str, Any]) -> list[str]:
                     numbers *= 2
                 if numbers:
                     equals, value = "=", f"[{','.join(numbers)}]"
+            if "tuple[str, str]" in kind and not equals:
+                taken = i + 3
+                equals, value = "=", json.dumps(arguments[i + 1 : taken])
             argument = f"--{plain}{equals}{value}"
         result.append(argument)
     return result
