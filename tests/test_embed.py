@@ -64,7 +64,9 @@ def test_slots_are_vectors_of_parts(tmp_path: Path, capsys: pytest.CaptureFixtur
     there = found["areas"][0] > 0
     assert np.isnan(found["boxes"][0][~there]).all()
     x, y, width, height = found["boxes"][0][there].T
-    assert (x >= 0).all() and (x + width <= 240.01).all() and (y + height <= 120.01).all() and (width * height > 0).all()
+    assert (
+        (x >= 0).all() and (x + width <= 240.01).all() and (y + height <= 120.01).all() and (width * height > 0).all()
+    )
     assert (found["areas"][0][there] * 240 * 120 <= width * height + 0.5).all()
     rows = pq.read_table(tmp_path / "a.parquet").to_pylist()
     assert [row["slot"] for row in rows] == list(range(count))

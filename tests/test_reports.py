@@ -18,7 +18,9 @@ from glmix.use.reports import Answers, calibration_error, confusion, difference,
 
 def answers(given: list, seen: list, sure: list | None = None) -> Answers:
     found = Answers()
-    found.add([str(i) for i in range(len(given))], np.array(given), np.array(seen), np.array(sure or [1.0] * len(given)))
+    found.add(
+        [str(i) for i in range(len(given))], np.array(given), np.array(seen), np.array(sure or [1.0] * len(given))
+    )
     return found
 
 

@@ -57,7 +57,11 @@ def embed(
         model, described = load_for_images(checkpoint, image_size)
         net = network_of(model)
         stream = embedding(net, described.prepared, layer, source, pick_device(), batch_size, workers)
-    settings: dict[str, Any] = {"command": "embed", "weights": fingerprint(net), "preparation": described.prepared.asdict()}
+    settings: dict[str, Any] = {
+        "command": "embed",
+        "weights": fingerprint(net),
+        "preparation": described.prepared.asdict(),
+    }
     settings |= {"layer": layer, "slots": slots, "block": block}
     journal = as_text(stream).kept(place, settings, processes)
     if not processes.first:
