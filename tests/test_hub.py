@@ -79,7 +79,7 @@ def test_backbone_of_transformers(folder: Path, run: Path):
     from transformers import AutoBackbone, TimmBackboneConfig
 
     # frozen: else transformers gives BatchNorm its first statistics again, after the weights were loaded (5.24)
-    config = TimmBackboneConfig(f"local-dir:{folder}", out_indices=[0, 1, 2, 3], freeze_batch_norm_2d=True)
+    config = TimmBackboneConfig(backbone=f"local-dir:{folder}", out_indices=[0, 1, 2, 3], freeze_batch_norm_2d=True)
     backbone = AutoBackbone.from_config(config, pretrained=True).eval()
     model, _ = load(run)
     images = torch.rand(1, 3, 64, 96)
@@ -87,7 +87,7 @@ def test_backbone_of_transformers(folder: Path, run: Path):
         found = backbone(images).feature_maps
         wanted = model.forward_intermediates(images, intermediates_only=True)
     assert len(found) == len(wanted) == 4
-    assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(found, wanted, strict=True))
+    assert all(torch.allclose(one, other, 1e-5, 1e-5) for one, other in zip(found, wanted, strict=True))
 
 
 def test_our_commands(folder: Path, run: Path, photos: Path, capsys: pytest.CaptureFixture):
