@@ -21,6 +21,7 @@ FILES = ("LICENSE", "CITATION.cff")  # that pages link to
 WINGS = ("data", "models", "training", "tasks", "slots", "use")  # of the package; a page of the API each
 TOP = {  # what `import glmix` gives, and where it is defined
     "create_model": "glmix.models.load.create_model",
+    "optimize_for_inference": "glmix.models.fold.optimize_for_inference",
     "slot_maps": "glmix.models.slot_maps.slot_maps",
     "SlotMaps": "glmix.models.slot_maps.SlotMaps",
     "plot_slots": "glmix.slots.figures.plot_slots",

@@ -20,6 +20,7 @@ from reference import (
 )
 from torch import Tensor, nn
 
+from glmix.models.fold import optimize_for_inference
 from glmix.models.glnet import GLNet
 from glmix.models.slot_maps import slot_maps
 
@@ -77,15 +78,14 @@ def test_every_entry_has_its_place(variant: str) -> None:
             assert here == (shape[1:2] if key.endswith("gamma") else shape[:2]), key
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("file", files("eval"))
-def test_inference(file: str, dtype: str) -> None:
-    variant, case, theirs, inputs = read(file, ())
-    model = golden_model(variant, DTYPES[dtype]).eval()
+def inference(
+    model: GLNet, case: str, inputs: dict[str, np.ndarray], dtype: torch.dtype
+) -> dict[str, Tensor | np.ndarray]:
+    """All that an `eval` file holds, computed by `model`."""
     if case == "slots16":
         model.set_slot_grid((4, 4))
-    x = golden_image(case, inputs["shape"], DTYPES[dtype])
     seen = Everything(model)
+    x = golden_image(case, inputs["shape"], dtype)
     maps_of = {maps.block.removeprefix("model."): maps for maps in slot_maps(seen, x)}
     ours: dict[str, Tensor | np.ndarray] = {"logits": seen.logits}
     for i, stage in enumerate(seen.stages):
@@ -93,12 +93,32 @@ def test_inference(file: str, dtype: str) -> None:
         ours[f"stage{i}"] = golden.sample(f"stage{i}", stage.numpy())
     ours["final_norm"] = golden.sample("final_norm", seen.features.numpy())
     for block, maps in maps_of.items():
-        assert maps.logits.dtype == DTYPES[dtype]
+        assert maps.logits.dtype == dtype
         assert maps.logits.flatten(2).shape == tuple(inputs[f"slot_logits_shape:{block}"])
         arrays = {"slot_logits": maps.logits, "assignment": maps.assignment, "clustering": maps.clustering}
         for name, value in arrays.items():
             ours[f"{name}:{block}"] = golden.sample(name, value.numpy(), 32)
-    assert not differences(ours, theirs, DTYPES[dtype])
+    return ours
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("file", files("eval"))
+def test_inference(file: str, dtype: str) -> None:
+    variant, case, theirs, inputs = read(file, ())
+    model = golden_model(variant, DTYPES[dtype]).eval()
+    assert not differences(inference(model, case, inputs, DTYPES[dtype]), theirs, DTYPES[dtype])
+
+
+@pytest.mark.parametrize("file", files("eval"))
+@torch.no_grad()
+def test_folded_inference(file: str) -> None:
+    """What `optimize_for_inference` makes computes the same: features, slots, and logits by either way to them."""
+    variant, case, theirs, inputs = read(file, ())
+    folded = optimize_for_inference(golden_model(variant, torch.float32))
+    ours = inference(folded, case, inputs, torch.float32)
+    assert not differences(ours, theirs, torch.float32)
+    ours["logits"] = folded(golden_image(case, inputs["shape"], torch.float32))
+    assert not differences(ours, theirs, torch.float32)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -155,10 +155,10 @@ class Hub(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self.reply({"id": "me/mine", "siblings": [], "sha": "0" * 40})
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         content = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.asked.append((self.path, content))  # type: ignore[attr-defined]
         address = f"http://127.0.0.1:{self.server.server_address[1]}"

@@ -17,9 +17,11 @@ from glmix.models.description import Description
 from glmix.tasks import task_named
 from glmix.training.optim import parameter_groups
 from glmix.training.options import TrainOptions
+from glmix.training.run import in_epochs
 
 ROOT = Path(__file__).parent.parent / "recipes"
-RECIPES = {str(p.relative_to(ROOT).with_suffix("")): p for p in sorted(ROOT.rglob("*.yaml"))}
+ALL = {str(p.relative_to(ROOT).with_suffix("")): p for p in sorted(ROOT.rglob("*.yaml"))}
+RECIPES = {name: path for name, path in ALL.items() if not name.startswith("dense")}  # the others: below
 IMAGENET, IMAGENETTE, SCENES, TINY, OWN = 1_281_167, 9_469, 4_000, 100_000, 2_000
 
 # (images, classes, processes), peak lr, optimiser steps in all, drop path, EMA
@@ -161,3 +163,44 @@ def test_two_real_steps(name: str, run: Path, photos: Path, tmp_path: Path):
     command = ["train", "--config", str(RECIPES[name]), "--data", str(photos), "--out", str(tmp_path / "run")]
     assert main([*command, *SMALL, *more]) == 0
     assert (tmp_path / "run" / "best.safetensors").exists()
+
+
+# --- dense tasks: images, batch of all processes, steps in all, peak lr, decay, drop path, schedule, as common practice is
+DENSE = {
+    "dense/ade20k_semantic_fpn_4g": (20_210, 8, 16, 80_000, 2e-4, 1e-4, 0.15, "poly"),
+    "dense/ade20k_upernet_4g": (20_210, 8, 16, 160_000, 6e-5, 0.01, 0.3, "poly"),
+    "dense/camvid_semantic_fpn_pico": (367, 1, 8, 45 * 60, 1e-3, 0.05, 0.05, "poly"),
+    "dense/camvid_upernet_pico": (367, 1, 8, 45 * 60, 1e-3, 0.05, 0.05, "poly"),
+    "dense/bccd_retinanet_pico": (184, 1, 4, 46 * 30, 1e-3, 0.05, 0.05, "cosine"),
+    "dense/nuclei_mask_rcnn_pico": (186, 1, 4, 46 * 20, 1e-3, 0.05, 0.05, "cosine"),
+}
+
+
+def test_table_of_dense_recipes_is_complete():
+    assert set(DENSE) == set(ALL) - set(RECIPES)
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_dense_recipes_at_full_settings(name: str):
+    options = options_of(ALL[name])
+    images, processes, batch, steps, lr, decay, drop_path, schedule = DENSE[name]
+    options, order = in_epochs(
+        options, lambda limit: EpochOrder(images, options.batch_size, True, processes=processes, limit=limit)
+    )
+    assert order.step_size == batch
+    assert 0 <= order.steps * options.epochs - steps < options.epochs
+    assert options.lr * (order.step_size / options.lr_batch if options.lr_batch else 1) == pytest.approx(lr)
+    assert (options.weight_decay, options.drop_path, options.schedule) == (decay, drop_path, schedule)
+    labels = [str(i) for i in range(150)]
+    task = task_named(options.task)
+    description = Description(options.task, options.model, options.model_args, labels, labels)
+    description.head = options.described_head()
+    options.init, options.backbone_norm, options.freeze_stages = "", "train", 0
+    with torch.device("meta"):
+        model = task.build(description, drop_path_rate=options.drop_path)
+        task.start(model, options, description)
+    width = {"upernet": 512, "semantic-fpn": 256, "retinanet": 256, "mask-rcnn": 256}[options.head]
+    width = options.head_channels or (64 if options.model in ("glnet_pico", "glnet_nano") else width)
+    convs = [m for n, m in model.named_modules() if isinstance(m, torch.nn.Conv2d) and not n.startswith("backbone")]
+    assert width in {conv.out_channels for conv in convs}
+    assert max(block.drop_path1.drop_prob for block in model.backbone.stages[-1].blocks) == pytest.approx(drop_path)

@@ -7,10 +7,19 @@ from typing import Any
 
 from glmix.errors import UserError
 from glmix.models import create_model
+from glmix.models.fold import optimize_for_inference
 from glmix.models.slot_maps import SlotMaps, slot_maps
 
 __version__ = "0.1.0"
-__all__ = ["SlotMaps", "UserError", "create_model", "plot_slots", "representative_slots", "slot_maps"]
+__all__ = [
+    "SlotMaps",
+    "UserError",
+    "create_model",
+    "optimize_for_inference",
+    "plot_slots",
+    "representative_slots",
+    "slot_maps",
+]
 
 
 def __getattr__(name: str) -> Any:

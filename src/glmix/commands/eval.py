@@ -35,6 +35,9 @@ def eval(  # noqa: A001  (the command's name)
     image_size: int = 0,
     slot_grid: tuple[int, int] | None = None,
     shuffle_slots: bool = False,
+    flip: bool = False,
+    scales: list[float] | None = None,
+    window: int = 0,
     workers: Workers = -1,
     limit: int = 0,
     report: str = "",
@@ -53,6 +56,9 @@ def eval(  # noqa: A001  (the command's name)
         image_size: side of the images; 0 for that of the checkpoint.
         slot_grid: rows and columns of the pooled slots, such as 2 2, to see what fewer or more of them do.
         shuffle_slots: give every pixel another slot's content: what is lost is what the slots carry.
+        flip: segmentation: the mean with the mirrored image.
+        scales: segmentation: the mean over these sizes, such as [0.5, 1.0, 1.5] times the usual.
+        window: segmentation: see the image in overlapping windows of so many pixels, 0 for the whole at once.
         workers: processes that load images; -1 chooses.
         limit: images at most, spread over the data; 0 for all.
         report: folder for a page of figures to act on: classes, confusions, the surest mistakes, calibration.
@@ -85,14 +91,22 @@ def eval(  # noqa: A001  (the command's name)
             backbone_of(model)
     except ValueError as error:
         raise UserError(f"{'--slot-grid' if slot_grid else '--shuffle-slots'}: {error}") from error
-    opened = task.open(data)
-    source = task.align(held_out(opened, described), described, data)
+    seen: Any = model
+    if flip or scales or window:
+        if task.views is None:
+            raise UserError(f"--flip, --scales and --window are of segmentation; {checkpoint} is for {task.name}")
+        try:
+            seen = task.views(model, flip, scales or [1.0], window)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    source = task.align(held_out(task.open(data), described), described, data)
     if limit:
         source = source.take(spread(len(source), limit))
     answers = Answers()
     asked = recording(classifying(task, "--report"), answers) if report else task
     with shuffled_slots(model) if shuffle_slots else nullcontext():
-        scores, used, skipped = measured(asked, model, described, source, batch_size, loading, processes)
+        metrics = task.metrics(described)
+        scores, used, skipped = measured(asked, seen, described, metrics, source, batch_size, loading, processes)
     if not used:
         raise UserError(f"{data}: none of {len(skipped)} images can be read (first: {skipped[0]})")
     answers = answers.everywhere() if report else answers
@@ -100,23 +114,40 @@ def eval(  # noqa: A001  (the command's name)
         return
     if report:
         write_report(Path(report), answers, scores, source, described, f"{checkpoint} on {data}")
+    details = metrics.details() if hasattr(metrics, "details") else {}
     if json:
-        print(json_module.dumps(scores | {"images": used, "skipped": [found._asdict() for found in skipped]}))
+        about = {"images": used, "skipped": [found._asdict() for found in skipped]}
+        print(json_module.dumps(scores | details | about))
         return
-    print(f"{described_scores(scores)} on {used} images")
+    print(f"{task.describe(scores)} on {used} images")
+    print_details(details)
     print_skipped(skipped)
     if report:
         print(Path(report) / "report.html")
 
 
 def measured(
-    task: Task, model: Any, described: Description, source: Source, batch_size: int, workers: int, processes: Processes
-) -> tuple[dict[str, float], int, list[Skipped]]:
+    task: Task, model: Any, described: Description, metrics: Any, source: Source, batch_size: int, workers: int,
+    processes: Processes,
+) -> tuple[dict[str, float], int, list[Skipped]]:  # fmt: skip
     """As `evaluate`, of all images of a source."""
     size = batch_size or described.info.get("batch_size", 64)
     order = EpochOrder(len(source), size, rank=processes.rank, processes=processes.count)
     loader = make_loader(Prepared(source, task.evaluation(described.prepared)), order, workers, task.collate)
-    return evaluate(task, model, loader, task.metrics(described), pick_device())
+    return evaluate(task, model, loader, metrics, pick_device())
+
+
+def print_details(details: dict[str, Any]) -> None:
+    """A line for each class, and the images that went worst."""
+    classes = details.get("classes", {})
+    if classes:
+        columns = list(next(iter(classes.values())))
+        width = max(map(len, classes)) + 2
+        print(" " * width + "".join(f"{column:>12}" for column in columns))
+        for name, row in classes.items():
+            print(f"{name:<{width}}" + "".join(f"{row[column]:>12.3f}" for column in columns))
+    for row in details.get("worst", []):
+        print("worst: " + ", ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()))
 
 
 def classifying(task: Task, option: str) -> Task:
@@ -150,7 +181,8 @@ def compared(
         answers = Answers()
         task = classifying(task_named(described.task), "--compare")
         aligned = task.align(source, described, data)
-        measured(recording(task, answers), model, described, aligned, batch_size, workers, processes)
+        metrics = task.metrics(described)
+        measured(recording(task, answers), model, described, metrics, aligned, batch_size, workers, processes)
         answers = answers.everywhere()
         places = np.array([first.classes.index(name) for name in described.classes])
         answers.given, answers.seen = places[answers.given], places[answers.seen]
@@ -196,15 +228,6 @@ def probe(
     told = ", ".join(f"{kinds[name][0]} top-1 {value:.2f} %" for name, value in scores.items())
     print(f"{told} on {counts['val']} images, by frozen features of {counts['train']}")
     print_skipped([one for part in found.values() for one in part.skipped])
-
-
-def described_scores(scores: dict[str, float]) -> str:
-    """All figures in words: percentages to two places, a loss to four."""
-    words = {"top1": "top-1", "top5": "top-5"}
-    return ", ".join(
-        f"{name} {value:.4f}" if name == "loss" else f"{words.get(name, name)} {value:.2f} %"
-        for name, value in scores.items()
-    )
 
 
 def held_out(data: DataSet, described: Description) -> Source:

@@ -23,6 +23,7 @@ def predict(
     out: str = "",
     top: int = 3,
     sheet: str = "",
+    pictures: str = "",
     image_size: int = 0,
     batch_size: NonNegativeInt = 0,
     workers: Workers = -1,
@@ -39,6 +40,7 @@ def predict(
         out: file for all answers instead of the terminal, .csv, .jsonl or .parquet: a row for each.
         top: answers per image.
         sheet: picture file for a contact sheet: images, spread over all, with their answers.
+        pictures: folder for pictures of what was found, of segmenters and detectors.
         image_size: side of the images; 0 for that of the checkpoint.
         batch_size: images at a time; 0 chooses.
         workers: processes that load images; -1 chooses.
@@ -58,7 +60,10 @@ def predict(
     source = open_pictures(sources)
     model, described = load_for_images(checkpoint, image_size)
     task = task_named(described.task)
-    stream = predicting(task, model, described, source, pick_device(), top, batch_size, workers)
+    if pictures and task.draw is None:
+        raise UserError(f"--pictures: nothing to draw; {checkpoint} is for {task.name}")
+    drawn = Path(pictures) if pictures else None
+    stream = predicting(task, model, described, source, pick_device(), top, batch_size, workers, drawn)
     wanted = on_sheet(source) if sheet else set()
     shown: dict[int, dict[str, Any]] = {}
     failed = 0

@@ -23,7 +23,9 @@ OTHER_KINDS = ("captions", "panoptic", "stuff", "person_keypoints", "image_info"
 def annotation_files(tree: Tree) -> list[str]:
     """The files of a folder or tar that hold instances: by their names, or, where none is named so, by what is in them."""
     files = [n for n in tree.ending_in(".json") if not PurePosixPath(n).name.startswith(OTHER_KINDS)]
-    telling = [n for n in files if PurePosixPath(n).name.startswith("instances") or n.endswith("_annotations.coco.json")]
+    telling = [
+        n for n in files if PurePosixPath(n).name.startswith("instances") or n.endswith("_annotations.coco.json")
+    ]
     return telling or [n for n in files if _is_coco(tree, n)]
 
 
@@ -88,7 +90,7 @@ def _read(origin: str, tree: Tree, name: str) -> dict[str, Any]:
     missing = [part for part in PARTS if not isinstance(content, dict) or not isinstance(content.get(part), list)]
     if missing:
         raise UserError(f"{origin}: {name} has no list of {', '.join(missing)}; COCO's form for instances has these")
-    return content  # type: ignore[no-any-return]
+    return content
 
 
 def _categories(where: str, content: Mapping[str, Any]) -> dict[int, str]:
@@ -259,7 +261,9 @@ def _pictures(
                 continue
         found.append((path, Record(size, rows.get(number, []))))
     if 2 * len(found) < len(content["images"]):
-        missing = next(str(image["file_name"]) for image in content["images"] if finder.find(str(image["file_name"]), file) is None)
+        missing = next(
+            str(image["file_name"]) for image in content["images"] if finder.find(str(image["file_name"]), file) is None
+        )
         raise UserError(f"{where}: {len(seen) - len(found)} of {len(seen)} pictures are not there (first: {missing})")
     return found
 
@@ -295,7 +299,9 @@ class Finder:
     def _likeness(self, path: str, wanted: str, beside: str) -> tuple[int, bool, bool, int]:
         """How much of the wanted path is there; then the same letters, the same split, and nearness to `beside`."""
         parts, asked = _plain(path).split("/"), _plain(wanted).strip("/").split("/")
-        shared = next((i for i, (a, b) in enumerate(zip(parts[::-1], asked[::-1])) if a != b), min(len(parts), len(asked)))
+        shared = next(
+            (i for i, (a, b) in enumerate(zip(parts[::-1], asked[::-1])) if a != b), min(len(parts), len(asked))
+        )
         near = len(PurePosixPath(path).parent.parts)
         folders, others = PurePosixPath(path).parent.parts, PurePosixPath(beside).parent.parts
         common = next((i for i, (a, b) in enumerate(zip(folders, others)) if a != b), min(len(folders), len(others)))

@@ -222,15 +222,15 @@ def run_lengths(segmentation: Any, size: Size) -> dict[str, Any]:
     """Compressed run lengths of polygons, or of run lengths in any of COCO's forms: what pycocotools works on."""
     mask = _library()
     if isinstance(segmentation, list):
-        return mask.merge(mask.frPyObjects(segmentation, *size))  # type: ignore[no-any-return]
+        return mask.merge(mask.frPyObjects(segmentation, *size))
     if isinstance(segmentation["counts"], list):
-        return mask.frPyObjects(segmentation, *size)  # type: ignore[no-any-return]
-    return segmentation | {"counts": segmentation["counts"].encode()}  # type: ignore[no-any-return]
+        return mask.frPyObjects(segmentation, *size)
+    return segmentation | {"counts": segmentation["counts"].encode()}
 
 
 def decoded(runs: dict[str, Any]) -> NDArray[np.uint8]:
     """The mask (H, W) of run lengths."""
-    return _library().decode(runs)  # type: ignore[no-any-return]
+    return _library().decode(runs)
 
 
 def encoded(mask: NDArray[Any]) -> dict[str, Any]:
@@ -307,7 +307,7 @@ def data_set(
     for name in tree.files:
         if name.lower().endswith(READABLE) and name not in used and name.rpartition("/")[0] in folders:
             left_out.add("picture that no annotation tells of", name)
-    whole = ObjectSource(paths, tree.pictures(paths), Records(records), classes, category_ids)
+    whole: Source = ObjectSource(paths, tree.pictures(paths), Records(records), classes, category_ids)
     named = find_splits(words)
     if named:
         taken = set().union(*named.values())

@@ -9,8 +9,7 @@ import torch
 from PIL import Image, ImageOps
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from torch import Tensor
-from torchvision.transforms import Compose, Grayscale, Normalize
-from torchvision.transforms import InterpolationMode
+from torchvision.transforms import Compose, Grayscale, InterpolationMode, Normalize
 from torchvision.transforms import functional as TF
 from torchvision.transforms.v2 import RandomShortestSize
 

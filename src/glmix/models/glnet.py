@@ -116,8 +116,8 @@ class GLMix(nn.Module):
         seeds: where slots begin: 'pooled' from a grid, or 'learned' (variant `paramslot`).
         slot_grid: rows and columns of the pooled seeds; of learned ones, their product is the number.
         slot_scale: first value of the learned similarity scale; None for the reference's dim ** -0.5.
-        slot_residual: LayerNorm before and a residual around the slot attention, and a linear layer after
-            dispatching. Not in the paper: short trainings need it for slots that carry information.
+        slot_residual: LayerNorm before and a residual around the slot attention, and a linear layer of the attended
+            slots. Not in the paper: short trainings need it for slots that carry information.
         kernel_size: of the local depthwise convolution; 0 for none.
 
     These are the rows of the paper's ablations, and stand where the published variants do not have them:
@@ -188,16 +188,16 @@ class GLMix(nn.Module):
             self.local = nn.Sequential(nn.Linear(dim, dim, **dd), conv, nn.Linear(dim, dim, **dd))
 
     def attend(self, slots_BMC: Tensor) -> Tensor:
-        """Attention among the slots, (B, M, C) to (B, M, C)."""
-        mixed = self.slot_attn(self.slot_norm(slots_BMC))
-        return slots_BMC + mixed if self.slot_residual else mixed
+        """Attention among the slots, (B, M, C) to (B, M, C).
 
-    def globally(self, normed_BHWC: Tensor, entering_BHWC: Tensor) -> Tensor:
-        """The global branch: clustering, attention among slots, dispatching."""
-        B, H, W, C = normed_BHWC.shape
-        normed_BNC = normed_BHWC.reshape(B, H * W, C)
-        if not self.has_slots:
-            return self.slot_attn(normed_BHWC)
+        The linear layer stands here: behind dispatching, whose weights sum to 1, it would do the same to every pixel.
+        """
+        mixed = self.slot_attn(self.slot_norm(slots_BMC))
+        return self.slot_proj(slots_BMC + mixed) if self.slot_residual else mixed
+
+    def gather(self, normed_BHWC: Tensor, entering_BHWC: Tensor) -> tuple[Tensor, Tensor]:
+        """Similarities (B, M, N) of slots and pixels, and the slots (B, M, C) after their attention."""
+        normed_BNC = normed_BHWC.flatten(1, 2)
         # as in the reference, seeds are pooled from what enters the block, and compared with pixels after the norm
         seeds_BMC = self.seeds(entering_BHWC if self.seeds_from == "entering" else normed_BHWC)
         if self.assignment == "static":
@@ -205,8 +205,14 @@ class GLMix(nn.Module):
             logits_BMN = self.similarity(patches_BMM, places_BNM)
         else:
             logits_BMN = self.similarity(seeds_BMC, normed_BNC)
-        slots_BMC = self.attend(cluster(logits_BMN, normed_BNC))
-        return self.slot_proj(dispatch(logits_BMN, slots_BMC)).reshape(B, H, W, C)
+        return logits_BMN, self.attend(cluster(logits_BMN, normed_BNC))
+
+    def globally(self, normed_BHWC: Tensor, entering_BHWC: Tensor) -> Tensor:
+        """The global branch: clustering, attention among slots, dispatching."""
+        if not self.has_slots:
+            return self.slot_attn(normed_BHWC)
+        logits_BMN, slots_BMC = self.gather(normed_BHWC, entering_BHWC)
+        return dispatch(logits_BMN, slots_BMC).reshape(normed_BHWC.shape)
 
     def forward(self, x_BHWC: Tensor, entering_BHWC: Tensor) -> Tensor:
         normed_BHWC = self.norm(x_BHWC)

@@ -67,7 +67,7 @@ def weights_file(source: str | Path) -> Path:
 
 
 def create_model(name: str, checkpoint: str | Path | None = None, **arguments: Any) -> GLNet:
-    """A GLNet by name, as `timm.create_model`, or with the weights of any checkpoint file; of a dense task, its backbone.
+    """A GLNet by name, as `timm.create_model`, or with the weights of any checkpoint file of one.
 
     Args:
         name: variant, with a tag if wanted, such as `glnet_4g`.
@@ -84,7 +84,12 @@ def create_model(name: str, checkpoint: str | Path | None = None, **arguments: A
         return cast(GLNet, timm.create_model(name, **arguments))
     path = weights_file(checkpoint)
     description, tensors = read_checkpoint(path)
-    return _create_from(name, variant, checkpoint, path, description, body_among(description, tensors), arguments)
+    if description.head:
+        raise UserError(
+            f"{checkpoint}: a network under a head ({description.head['name']}); glmix.models.load gives the whole, whose "
+            "`backbone` it is"
+        )
+    return _create_from(name, variant, checkpoint, path, description, tensors, arguments)
 
 
 def build(description: Description, **arguments: Any) -> nn.Module:
@@ -202,6 +207,8 @@ def load_body(model: nn.Module, checkpoint: str | Path, classes: list[str] | Non
         tensors = body_among(description, tensors)
         own = net.state_dict()
         left = {k: v for k, v in tensors.items() if k in own or not _pruned_away(k, net)}
+        if description.head:  # there the last norm was cut off
+            left = {k: v for k, v in own.items() if k.startswith("norm.")} | left
         body = {k: v for k, v in left.items() if not k.startswith(CLASSIFIERS)}
         body = with_channels(fit_state_dict(body, net), net)
     except UserError as error:

@@ -7,11 +7,12 @@ from typing import Any
 from glmix.errors import UserError
 from glmix.tasks.classify import CLASSIFY
 from glmix.tasks.detect import DETECT
+from glmix.tasks.segment import SEGMENT
 from glmix.tasks.token_label import TOKEN_LABEL
 from glmix.training.options import TrainOptions
 from glmix.training.task import Task
 
-TASKS: dict[str, Task] = {task.name: task for task in (CLASSIFY, TOKEN_LABEL, DETECT)}
+TASKS: dict[str, Task] = {task.name: task for task in (CLASSIFY, TOKEN_LABEL, DETECT, SEGMENT)}
 
 
 def task_named(name: str) -> Task:

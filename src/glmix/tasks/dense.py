@@ -19,30 +19,48 @@ class DenseOptions(TrainOptions):
 
     Args:
         head: what stands on the backbone.
-        head_channels: width of the head; 0 for the published one, or 64 on small backbones.
-        backbone_norm: frozen.
-        freeze_stages: how many.
+        head_channels: width of the head; 0 for the published one, and 64 on backbones below 6 million parameters.
+        backbone_norm: statistics of the backbone's BatchNorm: of each batch (train), of those of all processes (sync,
+            CUDA), or as they are in the checkpoint of --init (frozen), for small batches.
+        freeze_stages: first stages of the backbone that do not learn, the stem with them.
     """
 
     head: str = ""
     head_channels: NonNegativeInt = 0
-    backbone_norm: Literal["frozen", "sync", "train"] = "frozen"
+    backbone_norm: Literal["frozen", "sync", "train"] = "train"
     freeze_stages: NonNegativeInt = 0
 
     GROUPS: ClassVar[dict[str, str]] = TrainOptions.GROUPS | {"head": "the head"}
+
+    def __post_init__(self) -> None:
+        self.sync_bn = self.sync_bn or self.backbone_norm == "sync"
+        super().__post_init__()
+        for option, asked in (
+            ("backbone_norm frozen", self.backbone_norm == "frozen"),
+            ("freeze_stages", self.freeze_stages),
+        ):
+            if asked and not self.init:
+                raise ValueError(f"{option}: only with --init, whose weights are then kept")
 
     def described_head(self) -> dict[str, Any]:
         return {"name": self.head, "head_channels": self.head_channels}
 
 
 def start(model: nn.Module, options: DenseOptions, description: Description) -> str:
+    """The weights of `init` in the backbone, and what of it does not learn.
+
+    Raises:
+        UserError: more stages are to be frozen than there are.
+    """
     said = load_body(model, options.init, description.classes) if options.init else ""
     net = network_of(model)
-    if options.backbone_norm == "frozen" and options.init:
+    if options.backbone_norm == "frozen":
         for part in net.modules():
             if isinstance(part, _BatchNorm):
                 part.requires_grad_(False)
     if options.freeze_stages:
+        if options.freeze_stages > len(net.stages):
+            raise UserError(f"--freeze-stages {options.freeze_stages}: {description.model} has {len(net.stages)}")
         net.stem.requires_grad_(False)
         net.stages[: options.freeze_stages].requires_grad_(False)
     return said

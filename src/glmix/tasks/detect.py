@@ -23,7 +23,7 @@ from glmix.data.samples import Sample, Source
 from glmix.errors import UserError, needs
 from glmix.models import build, config_of
 from glmix.models.description import Description
-from glmix.ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, Share, Side
+from glmix.ranges import NonNegativeFloat, Share
 from glmix.tasks.dense import DenseOptions, start
 from glmix.training.task import Task
 
@@ -65,9 +65,11 @@ class DetectOptions(DenseOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.image_size = tuple(self.image_size)
+        self.image_size = (self.image_size[0], self.image_size[1])
         if min([*self.image_size, *self.scales, 32]) < 32:
-            raise ValueError(f"image_size {list(self.image_size)}, scales {self.scales}: at least 32 pixels, the network's stride")
+            raise ValueError(
+                f"image_size {list(self.image_size)}, scales {self.scales}: at least 32 pixels, the network's stride"
+            )
         if self.image_size[0] > self.image_size[1]:
             raise ValueError(f"image_size {list(self.image_size)}: the shorter side first")
         if self.anchors and (len(self.anchors) != 5 or min(self.anchors) < 1):
@@ -116,11 +118,12 @@ class Augmented:
         interpolation = InterpolationMode(preparation.interpolation)
         if o.large_scale_jitter:
             fill = tuple(round(255 * value) for value in preparation.mean)
-            scales = o.scales or [short]
             jitter = (o.large_scale_jitter[0], o.large_scale_jitter[1])
             steps += [
                 v2.ScaleJitter((long, long), jitter, interpolation),
-                v2.RandomCrop((long, long), pad_if_needed=True, fill={Image.Image: fill, tv_tensors.Mask: 0, "others": 0}),
+                v2.RandomCrop(
+                    (long, long), pad_if_needed=True, fill={Image.Image: fill, tv_tensors.Mask: 0, "others": 0}
+                ),
             ]
         else:
             steps.append(v2.RandomShortestSize(o.scales or [short], long, interpolation))
@@ -133,8 +136,10 @@ class Augmented:
         factor = np.array([*canvas[::-1], *canvas[::-1]]) / [*objects.size[::-1], *objects.size[::-1]]
         parts: dict[str, Any] = {
             "image": picture,
-            "boxes": tv_tensors.BoundingBoxes(  # type: ignore[call-arg]
-                torch.tensor(objects.boxes[learned] * factor, dtype=torch.float32).reshape(-1, 4), format="XYXY", canvas_size=canvas
+            "boxes": tv_tensors.BoundingBoxes(
+                torch.tensor(objects.boxes[learned] * factor, dtype=torch.float32).reshape(-1, 4),
+                format="XYXY",
+                canvas_size=canvas,
             ),
         }
         if self.masks:
@@ -235,10 +240,16 @@ class CocoNumbers(nn.Module):
         for found, target in zip(outputs, targets, strict=True):
             objects: Objects = target["objects"]
             masks = "masks" in found
-            segmentations = [run_lengths(s, objects.size) if masks and s is not None else None for s in objects.segmentations]
+            segmentations = [
+                run_lengths(s, objects.size) if masks and s is not None else None for s in objects.segmentations
+            ]
             self.seen.append(
                 {"name": target["name"], "size": objects.size}
-                | {"wanted": _rows(objects.boxes, objects.labels, segmentations, area=objects.areas, iscrowd=objects.crowd)}
+                | {
+                    "wanted": _rows(
+                        objects.boxes, objects.labels, segmentations, area=objects.areas, iscrowd=objects.crowd
+                    )
+                }
                 | {"found": _rows(found["boxes"], found["labels"], pasted(found, objects.size), score=found["scores"])}
                 | {"masks": masks and None not in segmentations}
             )
@@ -273,7 +284,9 @@ def _rows(boxes: Any, labels: Any, segmentations: Sequence[Any], **more: Any) ->
     for i, (x0, y0, x1, y1) in enumerate(corners.tolist()):
         row = {"category_id": int(labels[i]), "bbox": [x0, y0, x1 - x0, y1 - y0]}
         row |= {name: values[i].item() for name, values in more.items()}
-        rows.append(row | ({"segmentation": segmentations[i]} if segmentations and segmentations[i] is not None else {}))
+        rows.append(
+            row | ({"segmentation": segmentations[i]} if segmentations and segmentations[i] is not None else {})
+        )
     return rows
 
 
@@ -282,7 +295,10 @@ def pasted(found: dict[str, Tensor], size: tuple[int, int]) -> list[dict[str, An
     if "masks" not in found:
         return []
     masks, boxes = found["masks"].float().cpu(), found["boxes"].float().cpu()
-    return [encoded(paste_masks_in_image(m[None], b[None], size)[0, 0].numpy() > 0.5) for m, b in zip(masks, boxes, strict=True)]
+    return [
+        encoded(paste_masks_in_image(m[None], b[None], size)[0, 0].numpy() > 0.5)
+        for m, b in zip(masks, boxes, strict=True)
+    ]
 
 
 def measure(images: list[dict[str, Any]], classes: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from glmix.data.loading import Batch, Item, Transform
@@ -21,7 +22,11 @@ class Loss(Protocol):
 
 
 class Metrics(Protocol):
-    """Gathers outputs and targets batch by batch, over processes too, and tells figures by name."""
+    """Gathers outputs and targets batch by batch, over processes too, and tells figures by name.
+
+    It may have `details()`, to be asked after `compute`: figures of each class under `classes`, and under `worst` the
+    images that went worst, as rows of plain data.
+    """
 
     def update(self, outputs: Any, targets: Any) -> None: ...
 
@@ -30,6 +35,15 @@ class Metrics(Protocol):
     def reset(self) -> None: ...
 
     def to(self, device: torch.device) -> Any: ...
+
+
+def percentages(scores: dict[str, float]) -> str:
+    """All figures in words: percentages to two places, a loss to four."""
+    words = {"top1": "top-1", "top5": "top-5", "miou": "mIoU", "macc": "mAcc", "aacc": "aAcc"}
+    return ", ".join(
+        f"{name} {value:.4f}" if name == "loss" else f"{words.get(name, name)} {value:.2f} %"
+        for name, value in scores.items()
+    )
 
 
 def of_images(model: nn.Module, batch: Batch) -> Any:
@@ -63,9 +77,13 @@ class Task:
         tell: the answers for an image, in words.
         columns: what a table of answers has of each, beside the image's path and the answer's rank: names and types
             (str, int, float). By one name in all tasks: `label`, `name`, `probability`; `x`, `y`, `width`, `height` of a
-            box in pixels; `mask`, COCO's run lengths as JSON.
+            box in pixels; `mask`, COCO's run lengths as JSON; `share` of the picture.
         rows: the answers for an image as rows of these, the best first.
         forward: the outputs of a model in evaluation mode for a batch, whose targets are of no account.
+        draw: pictures of what was found in one, of the outputs for it, by what their files' names end in; where there is
+            something to see.
+        describe: all figures of an evaluation in words.
+        views: the model seen through several views of each image (mirrored, at scales, in windows), where a task has that.
         spare_scalars: whether 0-dimensional weights, the slots' scales, are never decayed.
     """
 
@@ -89,4 +107,7 @@ class Task:
     columns: Mapping[str, type]
     rows: Callable[[Any], list[dict[str, Any]]]
     forward: Callable[[nn.Module, Batch], Any] = of_images
+    describe: Callable[[dict[str, float]], str] = percentages
+    draw: Callable[[Image.Image, Any, Description], dict[str, Image.Image]] | None = None
+    views: Callable[[nn.Module, bool, list[float], int], nn.Module] | None = None
     spare_scalars: bool = False

@@ -19,7 +19,7 @@ UNSTATED = "not stated by whoever made this folder; ask before you build on it"
 
 
 def write_hub_folder(
-    folder: Path, model: Any, description: Description, tensors: Mapping[str, Tensor], license: str = "", data: str = ""
+    folder: Path, model: Any, description: Description, tensors: Mapping[str, Tensor], licence: str = "", data: str = ""
 ) -> None:
     """Write the three files; each is whole or not there, the card last.
 
@@ -27,7 +27,7 @@ def write_hub_folder(
         folder: to write to; what else lies in it stays.
         model: a classifier, whose weights `tensors` are.
         description: of them.
-        license: of the weights, as the hub spells it, such as 'mit'.
+        licence: of the weights, as the hub spells it, such as 'mit'.
         data: what they were trained on, and its licence, in words.
 
     Raises:
@@ -41,12 +41,12 @@ def write_hub_folder(
     with written_whole(folder / WEIGHTS) as file:
         file.write(safetensors.torch.save(plain, {"format": "pt"}))
     with written_whole(folder / CONFIG, "w", encoding="utf-8") as file:
-        json.dump(configuration(model, description, license), file, indent=2, ensure_ascii=False)
+        json.dump(configuration(model, description, licence), file, indent=2, ensure_ascii=False)
     with written_whole(folder / CARD, "w", encoding="utf-8") as file:
-        file.write(card(description, license, data))
+        file.write(card(description, licence, data))
 
 
-def configuration(model: Any, description: Description, license: str = "") -> dict[str, Any]:
+def configuration(model: Any, description: Description, licence: str = "") -> dict[str, Any]:
     """config.json as timm writes it, which transformers reads too: architecture and options, classes, preparation."""
     usual, preparation = config_of(model), description.prepared
     if preparation.resize == "short":
@@ -67,8 +67,8 @@ def configuration(model: Any, description: Description, license: str = "") -> di
         "first_conv": usual["first_conv"],
         "classifier": usual["classifier"],
     }
-    if license:
-        pretrained["license"] = license
+    if licence:
+        pretrained["license"] = licence
     arguments = dict(description.model_args)
     if preparation.channels != 3:
         arguments["in_chans"] = preparation.channels
@@ -87,7 +87,7 @@ def configuration(model: Any, description: Description, license: str = "") -> di
     return config
 
 
-def card(description: Description, license: str = "", data: str = "") -> str:
+def card(description: Description, licence: str = "", data: str = "") -> str:
     """The model card: what it is, how good and by which command, licences, and how to load it."""
     info, height = description.info, description.prepared.size[0]
     headline = info.get("headline", "top1")
@@ -99,7 +99,7 @@ def card(description: Description, license: str = "", data: str = "") -> str:
     )
     command = f"\n\n```bash\n{info['command']}\n```" if info.get("command") else ""
     header = ["library_name: timm", "pipeline_tag: image-classification", "tags: [image-classification, timm, glmix]"]
-    header += [f"license: {license}"] if license else []
+    header += [f"license: {licence}"] if licence else []
     names = ", ".join(description.names[:10]) + (" …" if len(description.names) > 10 else "")
     return "\n".join(
         [
@@ -114,7 +114,7 @@ def card(description: Description, license: str = "", data: str = "") -> str:
             "",
             f"**Accuracy:** {accuracy}. Command of the training:{command or ' not known.'}",
             "",
-            "**Licences.** Code: MIT. Weights: " + (license or UNSTATED) + ". Data: " + (data or UNSTATED) + ".",
+            "**Licences.** Code: MIT. Weights: " + (licence or UNSTATED) + ". Data: " + (data or UNSTATED) + ".",
             "",
             "**Use**, after `pip install glmix`:",
             "",

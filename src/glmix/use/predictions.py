@@ -1,6 +1,7 @@
 """Predictions of any task for many images, as rows of one table."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from glmix.data.images import BadImage
 from glmix.data.loading import Batch
 from glmix.data.samples import Source, spread
-from glmix.files import readable
+from glmix.files import plain_name, readable, written_whole
 from glmix.journal import Journal
 from glmix.models.description import Description
 from glmix.training.task import Task
@@ -17,22 +18,44 @@ from glmix.use.sheets import MOST, Cell, draw_sheet, thumbnail
 from glmix.use.streams import Stream, usual_batch
 from glmix.use.tables import write_table
 
+LONGEST = 200  # bytes of the names of pictures; file systems take 255
 BOX = ("x", "y", "width", "height")  # columns of a box, in pixels of the picture
 
 
 def predicting(
     task: Task, model: Any, description: Description, source: Source, device: torch.device, top: int,
-    batch_size: int = 0, workers: int = -1,
+    batch_size: int = 0, workers: int = -1, pictures: Path | None = None,
 ) -> Stream:  # fmt: skip
-    """The stream of `top` answers an image."""
+    """The stream of `top` answers an image; and into the folder `pictures`, what the task draws of each."""
     model = model.eval().to(device).to(memory_format=torch.channels_last)
 
+    place = {name: i for i, name in enumerate(source.files)} if pictures else {}
+    stems = different_stems(source.files) if pictures else []
+
     def answer(batch: Batch) -> list[Any]:
-        return task.decode(task.forward(model, batch), batch, description, top)
+        outputs = task.forward(model, batch)
+        if pictures and task.draw:
+            for name, output in zip(batch.names, outputs, strict=True):
+                picture = source.pictures[place[name]]
+                for kind, drawn in task.draw(picture, output, description).items():
+                    with written_whole(pictures / f"{stems[place[name]]}.{kind}.png") as file:
+                        drawn.save(file, "PNG")
+        return task.decode(outputs, batch, description, top)
 
     preparation = description.prepared
     size = batch_size or usual_batch(preparation)
     return Stream(source, task.evaluation(preparation), task.collate, answer, device, size, workers)
+
+
+def different_stems(names: Sequence[str]) -> list[str]:
+    """Names of new files for those of `names`, without ending; numbered where several are called the same."""
+    taken: Counter[str] = Counter()
+    stems = []
+    for name in names:
+        stem = plain_name(Path(name).stem, LONGEST)
+        taken[stem] += 1
+        stems.append(stem if taken[stem] == 1 else f"{stem}-{taken[stem]}")
+    return stems
 
 
 def rows_of(task: Task, name: str, record: dict[str, Any]) -> list[dict[str, Any]]:

@@ -8,9 +8,15 @@ from torch import nn
 from glmix.errors import UserError
 from glmix.models.heads.detect import MaskRCNN, RetinaNet
 from glmix.models.heads.pyramid import Pyramid
+from glmix.models.heads.segment import SemanticFPN, UPerNet
 
 # a head's class by its name: called with the backbone, the number of classes and the head's own options
-HEADS: dict[str, Callable[..., nn.Module]] = {"retinanet": RetinaNet, "mask-rcnn": MaskRCNN}
+HEADS: dict[str, Callable[..., nn.Module]] = {
+    "retinanet": RetinaNet,
+    "mask-rcnn": MaskRCNN,
+    "semantic-fpn": SemanticFPN,
+    "upernet": UPerNet,
+}
 
 
 def with_head(backbone: nn.Module, head: dict[str, Any], classes: int) -> nn.Module:

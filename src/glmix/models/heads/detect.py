@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import LastLevelMaxPool
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
@@ -19,7 +20,6 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, batched_nms, box_iou, clip_boxes_to_image
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
@@ -28,7 +28,6 @@ from glmix.models.heads.pyramid import Pyramid
 Target = dict[str, Tensor]  # of an image: boxes (n, 4) x0 y0 x1 y1 in its pixels, labels (n,) from 0, masks (n, H, W)
 Found = dict[str, Tensor]  # in an image: boxes (n, 4), scores (n,) falling, labels (n,), masks (n, 1, 28, 28) in boxes
 
-SMALL = 6_000_000  # parameters: backbones below that get narrow heads
 DETECTIONS = 100  # of an image at most, as COCO's measure counts
 LEAST_SCORE = 0.05
 PUBLISHED_ANCHORS = (32, 64, 128, 256, 512)  # pixels: sides of the anchors, of five levels
@@ -40,10 +39,10 @@ class InFloat32(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.module = module
+        self.inner = module  # not `module`, a name that loading strips as DDP's
 
     def forward(self, *inputs: Any) -> Any:
-        return _in_float32(self.module(*inputs))
+        return _in_float32(self.inner(*inputs))
 
 
 def _in_float32(value: Any) -> Any:
@@ -70,8 +69,7 @@ class Detector(Pyramid):
         self.first = first
         for unused in range(first):
             self.norms[unused] = nn.Identity()  # distributed training waits for weights without gradient
-        small = sum(p.numel() for p in self.backbone.parameters()) < SMALL
-        self.width = head_channels or (64 if small else 256)
+        self.width = head_channels or self.usual_width(self.backbone, 256)
         self.anchor_sides = tuple(anchors) or PUBLISHED_ANCHORS
         if len(self.anchor_sides) != len(PUBLISHED_ANCHORS):
             raise ValueError(f"anchors {list(anchors)}: one side for each of {len(PUBLISHED_ANCHORS)} levels")

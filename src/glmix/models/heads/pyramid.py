@@ -5,6 +5,8 @@ from typing import Any
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+SMALL = 6_000_000  # parameters: backbones below that get narrow heads, which else would cost many times as much
+
 
 class Pyramid(nn.Module):
     """What every dense head stands on: holds a pruned `backbone`, and a norm for the output of each of its stages.
@@ -22,6 +24,11 @@ class Pyramid(nn.Module):
         self.channels: list[int] = [info["num_chs"] for info in backbone.feature_info]
         self.strides: list[int] = [info["reduction"] for info in backbone.feature_info]
         self.norms = nn.ModuleList(LayerNorm2d(channels) for channels in self.channels)
+
+    @staticmethod
+    def usual_width(backbone: nn.Module, published: int) -> int:
+        """Channels of a head where none are asked for: those of the papers, and 64 on a small backbone."""
+        return 64 if sum(p.numel() for p in backbone.parameters()) < SMALL else published
 
     def stages(self, images: Tensor) -> list[Tensor]:
         """Normalised outputs of the stages (B, C, H / stride, W / stride) of images (B, 3, H, W), finest first."""
