@@ -374,9 +374,7 @@ def test_mistakes(run: Path, root: Path, photos: Path, tmp_path: Path, capsys):
         capsys, "train", "--out", tmp_path / "run", "--data", photos, *OPTIONS
     )
     assert "class folders are for --task classify" in mistake(capsys, "eval", "--checkpoint", run, "--data", photos)
-    assert "nothing to draw" in mistake(
-        capsys, "predict", "--pictures", tmp_path, root / "val" / "0.png"
-    )
+    assert "nothing to draw" in mistake(capsys, "predict", "--pictures", tmp_path, root / "val" / "0.png")
     other = tmp_path / "other"
     write_split(other, "train", 6, 0, {"red": 1, "blue": 2})
     content = json.loads((other / "annotations" / "instances_train.json").read_text())

@@ -48,7 +48,10 @@ def _road() -> dict[str, Options]:
 STUDIES: dict[str, Study] = {
     "integration": Study(
         "how the two branches go together",
-        {name: {"integration": name} for name in ("parallel", "local", "global", "local-global", "global-local", "pixels")},
+        {
+            name: {"integration": name}
+            for name in ("parallel", "local", "global", "local-global", "global-local", "pixels")
+        },
     ),
     "clustering": Study(
         "how pixels find their slots",
