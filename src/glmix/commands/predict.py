@@ -19,7 +19,7 @@ from glmix.tasks import task_named
 def predict(
     images: list[str],
     checkpoint: str = SHIPPED,
-    top: int = 0,
+    top: int | None = None,
     image_size: int = 0,
     pictures: str = "",
     json: bool = False,
@@ -29,14 +29,14 @@ def predict(
     Args:
         images: image files.
         checkpoint: run folder, file (ours or a released one) or model name; left out, the weights that ship.
-        top: answers per image at most; 0 for three classes, or all objects.
+        top: answers per image at most; left out, three classes, or all objects.
         image_size: side of the images; 0 for that of the checkpoint.
         pictures: folder for pictures of what was found, of segmenters and detectors; of the latter also predictions.json,
             in COCO's form and with the category ids of the data.
         json: print one JSON object per image instead of sentences.
     """
-    if top < 0:
-        raise UserError(f"--top {top}: at least one, or 0 for the usual")
+    if top is not None and top < 1:
+        raise UserError(f"--top {top}: at least one")
     model, described = load_for_images(checkpoint, image_size)
     task = task_named(described.task)
     transform = task.evaluation(described.prepared)

@@ -52,7 +52,9 @@ def outlined(
     pen, font = ImageDraw.Draw(result), ImageFont.load_default(12)
     for kind, score, (x0, y0, x1, y1) in reversed(objects):
         left, top = x0 * width, y0 * height
-        pen.rectangle((left, top, max(left, x1 * width - 1), max(top, y1 * height - 1)), outline=colour_of(kind), width=2)
+        pen.rectangle(
+            (left, top, max(left, x1 * width - 1), max(top, y1 * height - 1)), outline=colour_of(kind), width=2
+        )
         place, text = (left + 3, top - 14 if top >= 14 else top + 2), f"{score:.2f}"
         pen.rectangle(pen.textbbox(place, text, font=font), fill=colour_of(kind))
         pen.text(place, text, fill="black", font=font)
