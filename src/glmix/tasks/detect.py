@@ -14,6 +14,7 @@ from torchvision import tv_tensors
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.transforms import InterpolationMode, v2
 
+from glmix.data.check import check_samples
 from glmix.data.detection import open_objects
 from glmix.data.loading import Batch, Transform, padded
 from glmix.data.objects import Objects, ObjectSource, encoded, run_lengths
@@ -384,4 +385,5 @@ DETECT = Task(
     decode=decode,
     tell=tell,
     forward=forward,
+    check=check_samples,
 )
