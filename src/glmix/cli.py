@@ -24,7 +24,7 @@ MENDABLE = {  # errors of the file system that a person can do something about
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT,
     errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
-POSITIONAL = {"images": "+", "sources": "+", "source": None, "target": None, "repository": None}
+POSITIONAL = {"images": "+", "sources": "+", "source": None, "target": None, "repository": None, "file": None}
 
 
 class Parser(ArgumentParser):

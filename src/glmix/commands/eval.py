@@ -40,6 +40,7 @@ def eval(  # noqa: A001  (the command's name)
     window: int = 0,
     workers: Workers = -1,
     limit: int = 0,
+    fast: bool = False,
     report: str = "",
     compare: tuple[str, str] | None = None,
     knn: bool = False,
@@ -51,7 +52,8 @@ def eval(  # noqa: A001  (the command's name)
     Args:
         data: as for `glmix train`; the validation split where it has one, or what was held out when this checkpoint was
             trained on it, else all of it.
-        checkpoint: run folder, file (ours or a released one) or model name; left out, the weights that ship.
+        checkpoint: run folder, file (ours, a released one, or of `glmix export`) or model name; left out, the weights that
+            ship.
         batch_size: images at a time; 0 for that of the run, whose number is then repeated exactly.
         image_size: side of the images; 0 for that of the checkpoint.
         slot_grid: rows and columns of the pooled slots, such as 2 2, to see what fewer or more of them do.
@@ -61,6 +63,7 @@ def eval(  # noqa: A001  (the command's name)
         window: segmentation: see the image in overlapping windows of so many pixels, 0 for the whole at once.
         workers: processes that load images; -1 chooses.
         limit: images at most, spread over the data; 0 for all.
+        fast: fold the network first (glmix.optimize_for_inference): the same figures, sooner.
         report: folder for a page of figures to act on: classes, confusions, the surest mistakes, calibration.
         compare: two checkpoints, instead of --checkpoint: their difference on the same images, with its interval.
         knn: instead, how well the nearest training images by frozen features tell the classes of the validation images.
@@ -82,7 +85,7 @@ def eval(  # noqa: A001  (the command's name)
     if compare:
         compared(data, compare, image_size, batch_size, loading, limit, report, processes, json)
         return
-    model, described = load_for_images(checkpoint, image_size)
+    model, described = load_for_images(checkpoint, image_size, fast)
     task = task_named(described.task)
     try:
         if slot_grid is not None:

@@ -7,6 +7,7 @@ from typing import Any
 from glmix.commands.common import load_for_images, pick_device
 from glmix.data.pictures import open_pictures
 from glmix.errors import UserError
+from glmix.files import written_whole
 from glmix.models import SHIPPED
 from glmix.models.weights import fingerprint
 from glmix.ranges import NonNegativeInt, Workers
@@ -21,10 +22,11 @@ def predict(
     sources: list[str],
     checkpoint: str = SHIPPED,
     out: str = "",
-    top: int = 3,
+    top: int = 0,
     sheet: str = "",
     pictures: str = "",
     image_size: int = 0,
+    fast: bool = False,
     batch_size: NonNegativeInt = 0,
     workers: Workers = -1,
     json: bool = False,
@@ -36,18 +38,21 @@ def predict(
     Args:
         sources: images, folders, patterns, tars, tables of paths, parquet, hf:OWNER/NAME, scenes; - for names on
             standard input.
-        checkpoint: run folder, file (ours or a released one) or model name; left out, the weights that ship.
+        checkpoint: run folder, file (ours, a released one, or of `glmix export`) or model name; left out, the weights that
+            ship.
         out: file for all answers instead of the terminal, .csv, .jsonl or .parquet: a row for each.
-        top: answers per image.
+        top: answers per image at most; 0 for three classes, or all objects.
         sheet: picture file for a contact sheet: images, spread over all, with their answers.
-        pictures: folder for pictures of what was found, of segmenters and detectors.
+        pictures: folder for pictures of what was found, of segmenters and detectors; of the latter also predictions.json,
+            in COCO's form and with the category ids of the data.
         image_size: side of the images; 0 for that of the checkpoint.
+        fast: fold the network first (glmix.optimize_for_inference): worth it for many images.
         batch_size: images at a time; 0 chooses.
         workers: processes that load images; -1 chooses.
         json: print one JSON object per image instead of sentences.
     """
-    if top < 1:
-        raise UserError(f"--top {top}: at least one")
+    if top < 0:
+        raise UserError(f"--top {top}: at least one, or 0 for the usual")
     if out:
         check_ending(Path(out))
         if json:
@@ -58,14 +63,16 @@ def predict(
     if processes.count > 1 and not out:
         raise UserError("several processes need --out, a file for all of their answers")
     source = open_pictures(sources)
-    model, described = load_for_images(checkpoint, image_size)
+    model, described = load_for_images(checkpoint, image_size, fast)
     task = task_named(described.task)
+    top = top or task.usual_top
     if pictures and task.draw is None:
         raise UserError(f"--pictures: nothing to draw; {checkpoint} is for {task.name}")
     drawn = Path(pictures) if pictures else None
     stream = predicting(task, model, described, source, pick_device(), top, batch_size, workers, drawn)
     wanted = on_sheet(source) if sheet else set()
     shown: dict[int, dict[str, Any]] = {}
+    collected: dict[int, Any] = {}
     failed = 0
     if out:
         settings = {"command": "predict", "task": described.task, "weights": fingerprint(model), "top": top}
@@ -75,6 +82,8 @@ def predict(
             return 0
         failed = write_predictions(task, source, journal, Path(out))
         shown = {number: record for number, record in journal.merged() if number in wanted}
+        if drawn and task.collect:
+            collected = {number: record["answer"] for number, record in journal.merged() if "answer" in record}
         journal.remove()
         print(f"{out}: {len(source)} images" + (f", {failed} of which could not be read" if failed else ""))
     else:
@@ -83,6 +92,19 @@ def predict(
                 failed += "error" in record
                 print(told(task, source.files[number], record, json), flush=True)
             shown |= {number: record for number, record in records.items() if number in wanted}
+            if drawn and task.collect:
+                collected |= {number: record["answer"] for number, record in records.items() if "answer" in record}
+    if drawn and task.collect and collected:
+        rows = [
+            {
+                "image": source.files[number],
+                "size": source.pictures[number].info["full_size"][::-1],
+                "predictions": answer,
+            }
+            for number, answer in sorted(collected.items())
+        ]
+        with written_whole(drawn / "predictions.json", "w", encoding="utf-8") as file:
+            json_module.dump(task.collect(rows, described), file)
     if sheet:
         draw_predictions(task, source, shown, Path(sheet))
         print(sheet)
