@@ -95,7 +95,9 @@ def test_loading_processes_need_no_fork(name: str, tmp_path: Path):
     prepared, collate = pickle.loads(sent)
     ours = Prepared(source, task.evaluation(preparation))
     keys = [(0, 0, 0), (0, 1, 0)]
-    assert torch.equal(collate([prepared[key] for key in keys]).images, task.collate([ours[key] for key in keys]).images)
+    assert torch.equal(
+        collate([prepared[key] for key in keys]).images, task.collate([ours[key] for key in keys]).images
+    )
 
 
 def test_names_of_files_that_every_system_takes(tmp_path: Path):

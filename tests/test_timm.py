@@ -8,12 +8,22 @@ import pytest
 import segmentation_models_pytorch as smp
 import timm
 import torch
+import torch.nn.functional as F
 from timm.layers import SelectAdaptivePool2d
 from timm.models import group_parameters
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 from torchvision.ops import FeaturePyramidNetwork
-from transformers import TimmBackbone, TimmBackboneConfig
+from transformers import (
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    RTDetrConfig,
+    RTDetrForObjectDetection,
+    TimmBackbone,
+    TimmBackboneConfig,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+)
 
 from glmix.models.glnet import MODEL_NAMES, PUBLISHED, GLNet
 from glmix.training.optim import parameter_groups
@@ -383,11 +393,58 @@ def test_feature_pyramid() -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in extractor.parameters())
 
 
-@pytest.mark.parametrize("decoder", [smp.Unet, smp.UPerNet])
-def test_segmentation_models(decoder: type[nn.Module]) -> None:
-    model = decoder("tu-glnet_stl", encoder_weights=None, classes=3).eval()
+def test_segmentation_models() -> None:
+    """smp's decoders on the stages; Unet takes sides that no stride divides, its UPerNet images that are filled up."""
+    odd = torch.randn(1, 3, 75, 101)
     with torch.no_grad():
-        assert model(torch.randn(1, 3, 64, 64)).shape == (1, 3, 64, 64)
+        assert smp.Unet("tu-glnet_stl", encoder_weights=None, classes=3).eval()(odd).shape == (1, 3, 75, 101)
+        filled = F.pad(odd, (0, 128 - 101, 0, 96 - 75))
+        assert smp.UPerNet("tu-glnet_stl", encoder_weights=None, classes=3).eval()(filled).shape == (1, 3, 96, 128)
+
+
+def backbone_config(*stages: int) -> TimmBackboneConfig:
+    return TimmBackboneConfig(backbone="glnet_pico", use_pretrained_backbone=False, out_indices=stages)
+
+
+def test_transformers_upernet() -> None:
+    config = UperNetConfig(backbone_config=backbone_config(0, 1, 2, 3), hidden_size=32, num_labels=5,
+                           auxiliary_in_channels=128, auxiliary_channels=16)  # fmt: skip
+    model = UperNetForSemanticSegmentation(config)
+    found = model(pixel_values=IMAGE, labels=torch.randint(0, 5, (2, *IMAGE.shape[2:])))
+    found.loss.backward()
+    assert found.logits.shape == (2, 5, *IMAGE.shape[2:]) and found.loss.isfinite()
+    assert all(p.grad is not None for name, p in model.named_parameters() if name.startswith("backbone"))
+
+
+def test_transformers_mask2former() -> None:
+    config = Mask2FormerConfig(
+        backbone_config=backbone_config(0, 1, 2, 3), feature_size=32, mask_feature_size=32, hidden_dim=32, num_queries=4,
+        encoder_feedforward_dim=32, dim_feedforward=32, encoder_layers=1, decoder_layers=2, num_attention_heads=2,
+        num_labels=5, train_num_points=64,
+    )  # fmt: skip
+    model = Mask2FormerForUniversalSegmentation(config)
+    masks, classes = [torch.ones(1, *IMAGE.shape[2:])] * 2, [torch.tensor([1])] * 2
+    found = model(pixel_values=IMAGE, mask_labels=masks, class_labels=classes)
+    found.loss.backward()
+    assert found.loss.isfinite()
+    assert all(p.grad is not None for name, p in model.named_parameters() if ".stages." in name)
+
+
+def test_transformers_rt_detr() -> None:
+    """From random weights its norms must learn: by default it freezes those of any backbone."""
+    config = RTDetrConfig(
+        backbone_config=backbone_config(1, 2, 3), encoder_in_channels=[64, 128, 256], encoder_hidden_dim=32, d_model=32,
+        encoder_ffn_dim=32, decoder_in_channels=[32] * 3, decoder_ffn_dim=32, encoder_attention_heads=2,
+        decoder_attention_heads=2, decoder_layers=1, num_queries=8, num_denoising=0, num_labels=5,
+        freeze_backbone_batch_norms=False,
+    )  # fmt: skip
+    model = RTDetrForObjectDetection(config)
+    wanted = [{"class_labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}] * 2
+    found = model(pixel_values=IMAGE, labels=wanted)
+    found.loss.backward()
+    assert found.loss.isfinite() and found.pred_boxes.shape == (2, 8, 4)
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.weight.grad is not None]
+    assert len(norms) > 5
 
 
 def test_transformers_backbone() -> None:

@@ -27,6 +27,7 @@ from glmix.slots.figures import (
 from glmix.slots.folder import LONGEST_NAME, Job, explain_folder
 from glmix.slots.look import Look, look
 from glmix.slots.report import write_slot_report
+from glmix.training.processes import gathered, join_processes
 
 FIGURES = {  # and the options that each uses
     "slots": ("block", "slots", "normalize"),
@@ -232,9 +233,13 @@ def written(
 def write_folder(folder: Path, out: Path, job: Job) -> None:
     """Arrays and contact sheets, with a line per sheet."""
     skipped: list[Skipped] = []
-    for sheet, done, count, bad in explain_folder(folder, out, job):
+    processes = join_processes()
+    for sheet, done, count, bad in explain_folder(folder, out, job, processes):
         skipped += bad
         print(f"{done}/{count}  {sheet}", flush=True)
+    skipped = [found for part in gathered(skipped) for found in part]
+    if not processes.first:
+        return
     print(f"arrays in {out / 'arrays'}")
     if skipped:
         print(f"skipped {len(skipped)} unusable images:", *skipped, sep="\n  ")

@@ -5,7 +5,8 @@ from typing import Literal
 
 import torch
 
-from glmix.commands.eval import measured
+from glmix.commands.eval import held_out, measured
+from glmix.data.loading import default_workers
 from glmix.data.samples import spread
 from glmix.errors import UserError
 from glmix.export.files import SUFFIXES, Terms, open_exported
@@ -14,6 +15,7 @@ from glmix.export.write import write
 from glmix.models import SHIPPED, load
 from glmix.ranges import PositiveInt, SideOrZero
 from glmix.tasks import task_named
+from glmix.training.processes import join_processes
 
 EXPORTED = ("classify", "token-label")  # tasks whose outputs are logits
 
@@ -65,6 +67,8 @@ def export(
     takes = "one image of {} x {}".format(*terms.size) if terms.size else "any size and batch"
     print(f"{path}: {described.model}, {precision}, {takes}")
     if data:
+        source = task.align(held_out(task.open(data), described), described, data)
         for what, network in (("before", model), ("after", open_exported(path))):
-            scores, used, _ = measured(network, described, task.metrics(described), data)
+            metrics = task.metrics(described)
+            scores, used, _ = measured(task, network, described, metrics, source, 0, default_workers(), join_processes())
             print(f"{what}: {task.describe(scores)} on {used} images")
