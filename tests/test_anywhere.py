@@ -89,7 +89,7 @@ def test_loading_processes_need_no_fork(name: str, tmp_path: Path):
     """All that a loading process is given can be sent to one that begins from nothing."""
     task = TASKS[name]
     write_scenes(tmp_path, 20, 0, 64)
-    source = task.open(str(tmp_path)).split("val")
+    source = task.open("scenes" if name == "segment" else str(tmp_path)).split("val")
     preparation = replace(Preparation(), size=(64, 64))
     sent = pickle.dumps((Prepared(source, task.evaluation(preparation)), task.collate))
     prepared, collate = pickle.loads(sent)
