@@ -307,13 +307,18 @@ def by_words(origin: str, whole: Source, words: Sequence[str], left_out: LeftOut
         for i in set(range(len(whole))) - set(labelled):
             left_out.add("without a label", whole.files[i])
         whole, words = whole.take(labelled), [words[i] for i in labelled]
+    return in_splits(origin, whole, words, left_out)
+
+
+def in_splits(
+    origin: str, whole: Source, words: Sequence[str], left_out: LeftOut, least_classes: int = DataSet.least_classes
+) -> DataSet:
+    """The data set whose samples have these split words ("" for none). One split alone is the whole."""
     named = find_splits(words)
-    if not named:
-        return DataSet(origin, whole, {}, left_out.listed())
     used = set().union(*named.values())
-    for i, name in enumerate(whole.files):
+    for i, name in enumerate(whole.files if named else []):
         if i not in used:
             left_out.add(f"of no split that is used, beside {' and '.join(named)}", name)
     if len(named) == 1:
-        return DataSet(origin, whole.take(*named.values()), {}, left_out.listed())
-    return DataSet(origin, whole, named, left_out.listed())
+        whole, named = whole.take(*named.values()), {}
+    return DataSet(origin, whole, named, left_out.listed(), least_classes)

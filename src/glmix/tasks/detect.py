@@ -1,5 +1,6 @@
 """Detection: boxes of objects, and with Mask R-CNN their masks."""
 
+import json
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
@@ -389,7 +390,9 @@ def decode(found: list[dict[str, Tensor]], batch: Batch, description: Descriptio
         rows = _rows(surest["boxes"], surest["labels"], pasted(surest, target["size"]), score=surest["scores"])
         answers.append(
             [
-                {"name": description.names[row["category_id"]]} | row | {"category_id": ids[row["category_id"]]}
+                {"label": description.classes[row["category_id"]], "name": description.names[row["category_id"]]}
+                | row
+                | {"category_id": ids[row["category_id"]]}
                 for row in rows
             ]
         )
@@ -431,6 +434,16 @@ def tell(answers: list[dict[str, Any]]) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing"
 
 
+def table_rows(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The objects as rows of a table."""
+    return [
+        {"label": a["label"], "name": a["name"], "probability": a["score"]}
+        | dict(zip(("x", "y", "width", "height"), a["bbox"], strict=True))
+        | ({"mask": json.dumps(a["segmentation"])} if "segmentation" in a else {})
+        for a in answers
+    ]
+
+
 def show(figures: dict[str, float]) -> str:
     """The figure that chooses, and AP50 of boxes and masks."""
     more = [f"{kind} AP50 {figures[f'{kind}_AP50']:.3f}" for kind in KINDS if f"{kind}_AP50" in figures]
@@ -459,5 +472,9 @@ DETECT = Task(
     describe=lambda figures: ", ".join(f"{name} {value:.3f}" for name, value in figures.items()),
     draw=draw,
     collect=collect,
+    columns={"label": str, "name": str, "probability": float}
+    | dict.fromkeys(("x", "y", "width", "height"), float)
+    | {"mask": str},
+    rows=table_rows,
     forward=forward,
 )

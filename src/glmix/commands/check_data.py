@@ -1,0 +1,29 @@
+"""`glmix check-data`."""
+
+from typing import Literal
+
+from glmix.data.check import check_maps, check_samples
+from glmix.errors import UserError
+from glmix.tasks import task_named
+
+CHECKS = {"segment": check_maps}  # all others: that each sample can be read
+
+
+def check_data(data: str, task: Literal["segment", "detect", "classify"]) -> None:
+    """Read all of a data set, and name what of it cannot be used, and why; the status is 2 where there is any.
+
+    Args:
+        data: as for `glmix train`.
+        task: what it is to be used for.
+    """
+    opened = task_named(task).open(data)
+    whole = opened.whole
+    for found in opened.left_out:
+        print(f"not used: {found}")
+    problems = CHECKS.get(task, check_samples)(whole)
+    for found in problems:
+        print(f"unusable: {found}")
+    parts = ", ".join(f"{len(indices)} {split}" for split, indices in opened.named.items())
+    print(f"{len(whole)} images{f' ({parts})' if parts else ''}, {len(whole.classes)} classes")
+    if problems:
+        raise UserError(f"{data}: {len(problems)} of {len(whole)} images cannot be used (first: {problems[0]})")
