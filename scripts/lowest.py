@@ -10,7 +10,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = "test_golden test_timm test_load test_weights test_sources test_images test_commands test_resume test_predict"
+TESTS = "test_golden test_load test_weights test_sources test_images test_commands test_resume test_predict test_embed"
 
 
 def lowest() -> list[str]:

@@ -11,6 +11,8 @@ COMMANDS = {
     "slots": "how well slots match the masks of objects",
     "label-tokens": "dense labels of training images, by a teacher",
     "check-data": "what of a data set cannot be used, and why",
+    "export": "a model as a file for onnxruntime, OpenVINO or PyTorch",
+    "bench": "speed and memory of models, engines and precisions, side by side",
     "models": "the variants, their size and published accuracy",
     "convert": "a checkpoint as a safetensors file, or as a folder for timm and the Hugging Face hub",
     "push": "upload such a folder to the hub",

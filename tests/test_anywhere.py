@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import output
+from helpers import mistake, output
 from matplotlib.figure import Figure
 from pages import ROOT
 from PIL import Image
@@ -143,3 +143,23 @@ def test_doctor(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
     for word in (torch.__version__, "CPU cores", "precision", "images/s"):
         assert word in said
     assert "images/s" not in output(capsys, "doctor", "--seconds", 0)
+
+
+LACKING = {
+    "lightning": (["train", "--data", "scenes", "--out", "run"], "glmix.commands.train", "train"),
+    "pyarrow": (["predict", "scenes", "--out", "a.parquet"], "", "tables"),
+    "sklearn": (["eval", "--data", "scenes", "--knn"], "", "evaluate"),
+    "datasets": (["predict", "hf:me/mine"], "", "train"),
+}
+
+
+@pytest.mark.parametrize("name", LACKING)
+def test_what_is_not_installed_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """In one line, with the extra that brings it; before any work."""
+    words, module, extra = LACKING[name]
+    monkeypatch.chdir(tmp_path)
+    for imported in [n for n in sys.modules if n == name or n.startswith(f"{name}.") or n == module]:
+        monkeypatch.delitem(sys.modules, imported)
+    monkeypatch.setitem(sys.modules, name, None)
+    assert f"{name} is not installed; pip install 'glmix[{extra}]'" in mistake(capsys, *words)
+    assert not list(tmp_path.iterdir())

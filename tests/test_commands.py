@@ -109,7 +109,9 @@ def test_a_bad_image_never_ends_a_run(photos: Path, tmp_path: Path, capsys: pyte
     scores = json.loads(output(capsys, "eval", "--checkpoint", tmp_path / "run", "--data", data, "--json"))
     assert scores["images"] == 8 and len(scores["skipped"]) == 2
     good = next((photos / "val").rglob("*.png"))
-    out = output(capsys, "predict", "--checkpoint", tmp_path / "run", good, data / "val" / "red_thing" / "text.jpg")
+    bad = data / "val" / "red_thing" / "text.jpg"
+    assert main(["predict", "--checkpoint", str(tmp_path / "run"), str(good), str(bad)]) == 1
+    out = capsys.readouterr().out
     assert "skipped" in out and "text.jpg: not an image" in out
 
 
@@ -366,10 +368,8 @@ def test_predictions_come_as_they_are_made_with_name_and_reason_apart(run: Path,
     odd = tmp_path / "a: b.png"
     shutil.copy(next((photos / "val").rglob("*.png")), odd)
     (tmp_path / "c: d.jpg").write_text("no image")
-    rows = [
-        json.loads(r)
-        for r in output(capsys, "predict", "--checkpoint", run, tmp_path / "c: d.jpg", odd, "--json").splitlines()
-    ]
+    assert main(["predict", "--checkpoint", str(run), str(tmp_path / "c: d.jpg"), str(odd), "--json"]) == 1
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["image"] for row in rows] == [str(tmp_path / "c: d.jpg"), str(odd)]
     assert rows[0]["error"].startswith("not an image") and "predictions" in rows[1]
 

@@ -17,7 +17,8 @@ from glmix.cli import COMMANDS, main, parse
 
 RECIPES = sorted((ROOT / "recipes").glob("*/*.yaml"))
 PLACEHOLDERS = ("COMMAND", "TASK", "count")  # the last is run below
-LAYERS = ("", "data", "models", "training", "tasks", "slots", "commands")  # none imports what comes after it
+# none imports what comes after it
+LAYERS = ("", "data", "models", "export", "training", "tasks", "slots", "use", "commands")
 
 
 @pytest.fixture(scope="module")

@@ -166,6 +166,7 @@ def test_two_real_steps(name: str, run: Path, photos: Path, tmp_path: Path):
 
 
 # --- dense tasks: images, batch of all processes, steps in all, peak lr, decay, drop path, schedule, as common practice is
+COCO = 118_287
 DENSE = {
     "dense/ade20k_semantic_fpn_4g": (20_210, 8, 16, 80_000, 2e-4, 1e-4, 0.15, "poly"),
     "dense/ade20k_upernet_4g": (20_210, 8, 16, 160_000, 6e-5, 0.01, 0.3, "poly"),
@@ -173,6 +174,11 @@ DENSE = {
     "dense/camvid_upernet_pico": (367, 1, 8, 45 * 60, 1e-3, 0.05, 0.05, "poly"),
     "dense/bccd_retinanet_pico": (184, 1, 4, 46 * 30, 1e-3, 0.05, 0.05, "cosine"),
     "dense/nuclei_mask_rcnn_pico": (186, 1, 4, 46 * 20, 1e-3, 0.05, 0.05, "cosine"),
+    "dense/scenes_detect": (4000, 1, 16, 250 * 6, 1.5e-3, 0.05, 0.0, "cosine"),
+    "dense/retinanet_glnet_4g_1x": (COCO, 8, 16, COCO // 16 * 12, 1e-4, 1e-4, 0.2, "step"),
+    "dense/retinanet_glnet_4g_3x": (COCO, 8, 16, COCO // 16 * 36, 1e-4, 1e-4, 0.2, "step"),
+    "dense/mask_rcnn_glnet_4g_1x": (COCO, 8, 16, COCO // 16 * 12, 1e-4, 0.05, 0.2, "step"),
+    "dense/mask_rcnn_glnet_4g_3x": (COCO, 8, 16, COCO // 16 * 36, 1e-4, 0.05, 0.2, "step"),
 }
 
 

@@ -4,6 +4,7 @@ import difflib
 import errno
 import importlib
 import inspect
+import json
 import logging
 import os
 import re
@@ -23,7 +24,7 @@ MENDABLE = {  # errors of the file system that a person can do something about
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT,
     errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
-POSITIONAL = {"images": "+", "sources": "+", "source": None, "target": None, "folder_of_hub": None, "repository": None}
+POSITIONAL = {"images": "+", "sources": "+", "source": None, "target": None, "repository": None, "file": None}
 
 
 class Parser(ArgumentParser):
@@ -96,6 +97,9 @@ def normalize(arguments: list[str], options: dict[str, Any]) -> list[str]:
                     numbers *= 2
                 if numbers:
                     equals, value = "=", f"[{','.join(numbers)}]"
+            if "tuple[str, str]" in kind and not equals:
+                taken = i + 3
+                equals, value = "=", json.dumps(arguments[i + 1 : taken])
             argument = f"--{plain}{equals}{value}"
         result.append(argument)
     return result

@@ -7,8 +7,10 @@ import torch
 
 from glmix.data.samples import Skipped
 from glmix.errors import UserError
+from glmix.export.files import is_exported, open_exported
 from glmix.models import GLNet, load, network_of
 from glmix.models.description import Description
+from glmix.models.fold import optimize_for_inference
 
 
 def pick_device() -> torch.device:
@@ -22,23 +24,50 @@ def print_skipped(skipped: Sequence[Skipped]) -> None:
         print(f"skipped {len(skipped)} unusable images:", *skipped, sep="\n  ")
 
 
-def load_for_slots(checkpoint: str, image_size: int = 0) -> tuple[GLNet, Description]:
+def load_for_slots(checkpoint: str, image_size: int = 0, fast: bool = False) -> tuple[GLNet, Description]:
     """As `load_for_images`, but of a head its GLNet alone: the slots are in it.
 
     Raises:
         UserError: the network has no slots.
     """
-    model, described = load_for_images(checkpoint, image_size)
+    if is_exported(checkpoint):
+        raise UserError(f"{checkpoint}: an exported file shows no slots; name the checkpoint that it was made of")
+    model, described = load_for_images(checkpoint, image_size, fast)
     net = network_of(model)
     if not isinstance(net, GLNet) or not net.slot_mixers():
         raise UserError(f"{checkpoint}: {described.model} as it was built has no GLMix blocks, so no slots to look at")
     return net, described
 
 
-def load_for_images(checkpoint: str, image_size: int = 0) -> tuple[Any, Description]:
-    """Model on its device and description of a checkpoint, which prepares images at `image_size` if that is given."""
-    model, described = load(checkpoint)
+def load_for_images(checkpoint: str, image_size: int = 0, fast: bool = False) -> tuple[Any, Description]:
+    """Model on its device and description of a checkpoint or an exported file.
+
+    Args:
+        checkpoint: as for `load`, or what `glmix export` wrote.
+        image_size: side at which images are prepared; 0 for that of the checkpoint.
+        fast: fold the network.
+    """
+    model: Any
+    if is_exported(checkpoint):
+        if fast:
+            raise UserError(f"--fast: {checkpoint} is exported, and folded already; leave it out")
+        model = open_exported(checkpoint)
+        described = model.terms.description
+    else:
+        model, described = load(checkpoint)
     described.preparation = described.prepared.checked()
     if image_size:
         described.preparation = described.preparation.at(image_size)
-    return model.to(pick_device()), described
+    return folded(model.to(pick_device())) if fast else model.to(pick_device()), described
+
+
+def folded(model: Any) -> Any:
+    """`model` as `optimize_for_inference` makes it.
+
+    Raises:
+        UserError: it is no GLNet.
+    """
+    try:
+        return optimize_for_inference(model)
+    except ValueError as error:
+        raise UserError(f"--fast: {error}") from error

@@ -101,7 +101,7 @@ def speed(seconds: float) -> float:
     model = model.to(device).to(memory_format=torch.channels_last)
     height, width = described.prepared.size
     images = torch.rand(BATCH, 3, height, width, device=device).contiguous(memory_format=torch.channels_last)
-    times = []
+    times: list[float] = []
     end = time.monotonic() + seconds
     while len(times) < 2 or time.monotonic() < end:
         begun = time.monotonic()

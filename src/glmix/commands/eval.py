@@ -3,6 +3,8 @@
 import json as json_module
 from base64 import b64decode
 from contextlib import nullcontext, suppress
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,13 +12,20 @@ import numpy as np
 from glmix.commands.common import load_for_images, pick_device, print_skipped
 from glmix.console import say
 from glmix.data.loading import EpochOrder, Prepared, default_workers, make_loader
-from glmix.data.samples import DataSet, Source, spread
-from glmix.errors import UserError
-from glmix.models import SHIPPED, backbone_of
+from glmix.data.samples import DataSet, Skipped, Source, spread
+from glmix.data.sources import open_data
+from glmix.errors import UserError, needs
+from glmix.models import SHIPPED, backbone_of, network_of
 from glmix.models.description import Description
 from glmix.ranges import Workers
-from glmix.tasks import task_named
+from glmix.tasks import TASKS, task_named
 from glmix.training.evaluate import evaluate, shuffled_slots
+from glmix.training.processes import Processes, join_processes
+from glmix.training.task import Task
+from glmix.use.features import embedding
+from glmix.use.probes import NEIGHBOURS, labelled_features, nearest
+from glmix.use.probes import linear as linear_probe
+from glmix.use.reports import Answers, difference, recording, write_comparison, write_report
 
 
 def eval(  # noqa: A001  (the command's name)
@@ -31,6 +40,11 @@ def eval(  # noqa: A001  (the command's name)
     window: int = 0,
     workers: Workers = -1,
     limit: int = 0,
+    fast: bool = False,
+    report: str = "",
+    compare: tuple[str, str] | None = None,
+    knn: bool = False,
+    linear: bool = False,
     json: bool = False,
 ) -> None:
     """Accuracy of a model on labelled images.
@@ -38,7 +52,8 @@ def eval(  # noqa: A001  (the command's name)
     Args:
         data: as for `glmix train`; the validation split where it has one, or what was held out when this checkpoint was
             trained on it, else all of it.
-        checkpoint: run folder, file (ours or a released one) or model name; left out, the weights that ship.
+        checkpoint: run folder, file (ours, a released one, or of `glmix export`) or model name; left out, the weights that
+            ship.
         batch_size: images at a time; 0 for that of the run, whose number is then repeated exactly.
         image_size: side of the images; 0 for that of the checkpoint.
         slot_grid: rows and columns of the pooled slots, such as 2 2, to see what fewer or more of them do.
@@ -48,6 +63,11 @@ def eval(  # noqa: A001  (the command's name)
         window: segmentation: see the image in overlapping windows of so many pixels, 0 for the whole at once.
         workers: processes that load images; -1 chooses.
         limit: images at most, spread over the data; 0 for all.
+        fast: fold the network first (glmix.optimize_for_inference): the same figures, sooner.
+        report: folder for a page of figures to act on: classes, confusions, the surest mistakes, calibration.
+        compare: two checkpoints, instead of --checkpoint: their difference on the same images, with its interval.
+        knn: instead, how well the nearest training images by frozen features tell the classes of the validation images.
+        linear: instead, how well a linear classifier of frozen features does.
         json: print one JSON object instead of a sentence.
     """
     for option, value in (("--batch-size", batch_size), ("--limit", limit)):
@@ -55,7 +75,17 @@ def eval(  # noqa: A001  (the command's name)
             raise UserError(
                 f"{option} {value}: at least 1, or 0 for {'all' if option == '--limit' else 'that of the run'}"
             )
-    model, described = load_for_images(checkpoint, image_size)
+    processes = join_processes()
+    loading = default_workers() if workers < 0 else workers
+    if knn or linear:
+        if report or compare or slot_grid or shuffle_slots:
+            raise UserError("--knn and --linear are of frozen features: leave out the options of classifiers")
+        probe(data, checkpoint, image_size, batch_size, loading, limit, [knn, linear], processes, json)
+        return
+    if compare:
+        compared(data, compare, image_size, batch_size, loading, limit, report, processes, json)
+        return
+    model, described = load_for_images(checkpoint, image_size, fast)
     task = task_named(described.task)
     try:
         if slot_grid is not None:
@@ -72,18 +102,21 @@ def eval(  # noqa: A001  (the command's name)
             seen = task.views(model, flip, scales or [1.0], window)
         except ValueError as error:
             raise UserError(str(error)) from error
-    opened = task.open(data)
-    source = task.align(held_out(opened, described), described, data)
-    order = EpochOrder(min(limit or len(source), len(source)), batch_size or described.info.get("batch_size", 64))
+    source = task.align(held_out(task.open(data), described), described, data)
     if limit:
         source = source.take(spread(len(source), limit))
-    prepared = Prepared(source, task.evaluation(described.prepared))
-    loader = make_loader(prepared, order, default_workers() if workers < 0 else workers, task.collate)
+    answers = Answers()
+    asked = recording(classifying(task, "--report"), answers) if report else task
     with shuffled_slots(model) if shuffle_slots else nullcontext():
         metrics = task.metrics(described)
-        scores, used, skipped = evaluate(task, seen, loader, metrics, pick_device())
+        scores, used, skipped = measured(asked, seen, described, metrics, source, batch_size, loading, processes)
     if not used:
         raise UserError(f"{data}: none of {len(skipped)} images can be read (first: {skipped[0]})")
+    answers = answers.everywhere() if report else answers
+    if not processes.first:
+        return
+    if report:
+        write_report(Path(report), answers, scores, source, described, f"{checkpoint} on {data}")
     details = metrics.details() if hasattr(metrics, "details") else {}
     if json:
         about = {"images": used, "skipped": [found._asdict() for found in skipped]}
@@ -92,6 +125,19 @@ def eval(  # noqa: A001  (the command's name)
     print(f"{task.describe(scores)} on {used} images")
     print_details(details)
     print_skipped(skipped)
+    if report:
+        print(Path(report) / "report.html")
+
+
+def measured(
+    task: Task, model: Any, described: Description, metrics: Any, source: Source, batch_size: int, workers: int,
+    processes: Processes,
+) -> tuple[dict[str, float], int, list[Skipped]]:  # fmt: skip
+    """As `evaluate`, of all images of a source."""
+    size = batch_size or described.info.get("batch_size", 64)
+    order = EpochOrder(len(source), size, rank=processes.rank, processes=processes.count)
+    loader = make_loader(Prepared(source, task.evaluation(described.prepared)), order, workers, task.collate)
+    return evaluate(task, model, loader, metrics, pick_device())
 
 
 def print_details(details: dict[str, Any]) -> None:
@@ -105,6 +151,86 @@ def print_details(details: dict[str, Any]) -> None:
             print(f"{name:<{width}}" + "".join(f"{row[column]:>12.3f}" for column in columns))
     for row in details.get("worst", []):
         print("worst: " + ", ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()))
+
+
+def classifying(task: Task, option: str) -> Task:
+    """The task, if it is one of one label an image.
+
+    Raises:
+        UserError: it is another.
+    """
+    if task.decode is not TASKS["classify"].decode:
+        raise UserError(f"{option}: of classifiers; this checkpoint's task is {task.name}")
+    return task
+
+
+def compared(
+    data: str, checkpoints: tuple[str, str], image_size: int, batch_size: int, workers: int, limit: int, report: str,
+    processes: Processes, json: bool,
+) -> None:  # fmt: skip
+    """Two checkpoints on the images that were held out of the first's training."""
+    loaded = [load_for_images(one, image_size) for one in checkpoints]
+    (_, first), (_, second) = loaded
+    if set(first.classes) != set(second.classes):
+        only = sorted(set(first.classes) ^ set(second.classes))
+        raise UserError(
+            f"{' and '.join(checkpoints)}: of other classes (first in one alone: {only[0]}); compare what answers the same question"
+        )
+    source = held_out(task_named(first.task).open(data), first)
+    source = source.take(spread(len(source), limit)) if limit else source
+    source = classifying(task_named(first.task), "--compare").align(source, first, data)
+    both: list[Answers] = []
+    for model, described in loaded:
+        answers = Answers()
+        task = classifying(task_named(described.task), "--compare")
+        aligned = task.align(source, described, data)
+        metrics = task.metrics(described)
+        measured(recording(task, answers), model, described, metrics, aligned, batch_size, workers, processes)
+        answers = answers.everywhere()
+        places = np.array([first.classes.index(name) for name in described.classes])
+        answers.given, answers.seen = places[answers.given], places[answers.seen]
+        both.append(answers)
+    if not processes.first:
+        return
+    if not both[0].names:
+        raise UserError(f"{data}: none of {len(source)} images can be read")
+    found = difference(both[0].right, both[1].right)
+    if report:
+        write_comparison(Path(report), found, (both[0], both[1]), source, first.names, checkpoints)
+    print(json_module.dumps(asdict(found)) if json else found)
+    if report and not json:
+        print(Path(report) / "comparison.html")
+
+
+def probe(
+    data: str, checkpoint: str, image_size: int, batch_size: int, workers: int, limit: int, asked: list[bool],
+    processes: Processes, json: bool,
+) -> None:  # fmt: skip
+    """Frozen features of the training images, and what they tell of the validation images."""
+    with needs("evaluate"):
+        import sklearn  # noqa: F401  (before the work)
+    model, described = load_for_images(checkpoint, image_size)
+    opened, net, found = open_data(data), network_of(model), {}
+    for split in ("train", "val"):
+        source = opened.split(split)
+        source = source.take(spread(len(source), limit)) if limit else source
+        stream = embedding(net, described.prepared, "head", source, pick_device(), batch_size, workers)
+        found[split] = labelled_features(stream, source, processes)
+    if not processes.first:
+        return
+    kinds = {"knn": (f"k-NN of {NEIGHBOURS}", nearest), "linear": ("linear", linear_probe)}
+    scores = {
+        name: measure(found["train"], found["val"])
+        for (name, (_, measure)), wanted in zip(kinds.items(), asked, strict=True)
+        if wanted
+    }
+    counts = {split: len(part.targets) for split, part in found.items()}
+    if json:
+        print(json_module.dumps(scores | {"images": counts["val"], "training_images": counts["train"]}))
+        return
+    told = ", ".join(f"{kinds[name][0]} top-1 {value:.2f} %" for name, value in scores.items())
+    print(f"{told} on {counts['val']} images, by frozen features of {counts['train']}")
+    print_skipped([one for part in found.values() for one in part.skipped])
 
 
 def held_out(data: DataSet, described: Description) -> Source:

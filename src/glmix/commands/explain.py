@@ -27,6 +27,7 @@ from glmix.slots.figures import (
 from glmix.slots.folder import LONGEST_NAME, Job, explain_folder
 from glmix.slots.look import Look, look
 from glmix.slots.report import write_slot_report
+from glmix.training.processes import gathered, join_processes
 
 FIGURES = {  # and the options that each uses
     "slots": ("block", "slots", "normalize"),
@@ -58,6 +59,7 @@ def explain(
     report: bool = False,
     folder: str = "",
     batch_size: int | None = None,
+    fast: bool = False,
 ) -> None:
     """Pictures of the slots: figures as in the paper, a page to play with, or a whole folder.
 
@@ -79,6 +81,7 @@ def explain(
         report: also write report.html, one page with all images that opens from disk.
         folder: instead of images: a folder whose photos all get arrays (.npz) and contact sheets; goes on after a cut.
         batch_size: photos at a time, for --folder; left out, 16.
+        fast: fold the network first (glmix.optimize_for_inference): the same maps, sooner.
     """
     if bool(images) == bool(folder):
         raise UserError("name the images, or one --folder of them" + (", not both" if images else ""))
@@ -107,7 +110,7 @@ def explain(
         raise UserError(f"--merge {merge}: between 0 and 1")
     if slot < -1:
         raise UserError(f"--slot {slot}: a slot's number, or -1 for the first of the representative ones")
-    model, described = load_for_slots(checkpoint, image_size)
+    model, described = load_for_slots(checkpoint, image_size, fast)
     for number in (block, *(blocks or [])):
         check_block(model, number)
     block %= len(model.slot_mixers())
@@ -230,9 +233,13 @@ def written(
 def write_folder(folder: Path, out: Path, job: Job) -> None:
     """Arrays and contact sheets, with a line per sheet."""
     skipped: list[Skipped] = []
-    for sheet, done, count, bad in explain_folder(folder, out, job):
+    processes = join_processes()
+    for sheet, done, count, bad in explain_folder(folder, out, job, processes):
         skipped += bad
         print(f"{done}/{count}  {sheet}", flush=True)
+    skipped = [found for part in gathered(skipped) for found in part]
+    if not processes.first:
+        return
     print(f"arrays in {out / 'arrays'}")
     if skipped:
         print(f"skipped {len(skipped)} unusable images:", *skipped, sep="\n  ")

@@ -7,6 +7,7 @@ from glmix.data.sources import open_split
 from glmix.errors import UserError
 from glmix.ranges import Workers
 from glmix.tasks.labelling import write_labels
+from glmix.training.processes import join_processes
 
 
 def label_tokens(
@@ -38,10 +39,13 @@ def label_tokens(
     """
     if top < 1 or batch_size < 1 or size < 0:
         raise UserError(f"--top {top} and --batch-size {batch_size} are at least 1, and --size {size} at least 0")
+    processes = join_processes()
     source = open_split(data, "train")
     labels, skipped = write_labels(
-        teacher, source, Path(out), pick_device(), top, size, weights, batch_size, workers, all_classes, flip
+        teacher, source, Path(out), pick_device(), top, size, weights, batch_size, workers, all_classes, flip, processes
     )
+    if not processes.first:
+        return
     print_skipped(skipped)
     rows, columns = labels.grid
     print(f"{len(source)} images, {rows} x {columns} places, top {labels.top} of {len(labels.classes)} classes")

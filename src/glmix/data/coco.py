@@ -4,7 +4,7 @@ import ast
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
@@ -38,9 +38,7 @@ def _is_coco(tree: Tree, name: str) -> bool:
 
 
 def _text(tree: Tree, name: str) -> str:
-    opened = tree.opened(name)
-    data = opened.read_bytes() if isinstance(opened, Path) else opened.read()
-    return data.decode("utf-8-sig")
+    return tree.read(name).decode("utf-8-sig")
 
 
 def scan_coco(origin: str, tree: Tree, files: Sequence[str]) -> DataSet:

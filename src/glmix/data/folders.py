@@ -8,7 +8,7 @@ import tarfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -78,6 +78,11 @@ class Tree:
             raise OSError("no file")
         return path
 
+    def read(self, name: str) -> bytes:
+        """All of a file."""
+        found = self.opened(name)
+        return found.read_bytes() if isinstance(found, Path) else found.read()
+
     def images(self) -> list[str]:
         """The files that are images. All others are put among what is left out, by their endings."""
         found = []
@@ -88,6 +93,11 @@ class Tree:
                 ending = PurePosixPath(name).suffix
                 self.left_out.add(f"no image that can be read ({ending or 'without ending'})", name)
         return found
+
+    @cached_property
+    def folders_and_files(self) -> set[str]:
+        """All paths there are."""
+        return self.folders | set(self.files)
 
     def pictures(self, paths: list[str]) -> "FolderPictures | TarPictures":
         """The images at these paths."""

@@ -48,38 +48,77 @@ def scan_hub(source: str, tree: Tree | None = None) -> DataSet:
     Raises:
         UserError: it cannot be loaded, or has no column of images or of labels.
     """
-    with needs("train"):
-        import datasets  # takes a second, and most runs have no use for it
     left_out = tree.left_out if tree else LeftOut()
     splits = _load(source, tree)
     features = next(iter(splits.values())).features
-    types = {name: str(getattr(feature, "dtype", feature)) for name, feature in features.items()}
-    images = [name for name, f in features.items() if isinstance(f, datasets.Image)]
-    images += [name for name, kind in types.items() if kind == "binary" or "bytes" in kind]
-    plain = [
-        name for name, kind in types.items() if re.fullmatch(r"u?int\d+|float\d*|double|bool|(large_)?string", kind)
-    ]
-    label = pick_column(plain, LABEL_COLUMNS)
-    label = label or next((name for name, f in features.items() if isinstance(f, datasets.ClassLabel)), None)
-    if not images or label is None:
-        kind = "numbers or texts named label or labels or class or fine_label or cls" if images else "images"
-        raise UserError(f"{source}: no column of {kind}; found {', '.join(features)}; rename or add it")
-    image = pick_column(images, IMAGE_COLUMNS) or images[0]
-    for name in dict.fromkeys(images):
-        if name != image:
-            left_out.add(f"column of images beside {image}", name)
+    image, label = image_column(features, source, left_out), label_column(features)
+    if label is None:
+        kinds = "numbers or texts named label or labels or class or fine_label or cls"
+        raise UserError(f"{source}: no column of {kinds}; found {', '.join(features)}; rename or add it")
     places, files, values, words = [], [], [], []
     for split, rows in splits.items():
-        encoded = rows.select_columns(image)
-        if isinstance(features[image], datasets.Image):
-            encoded = encoded.cast_column(image, datasets.Image(decode=False))
-        table = TablePictures(f"{source}/{split}", encoded, image)
+        table = encoded_images(f"{source}/{split}", rows, image)
         places += [(table, row) for row in range(len(rows))]
         files += [f"{split}/{row}" for row in range(len(rows))]
         values += rows[label][:]
         words += [split_word(split)] * len(rows)
     targets, classes = number_labels(values, getattr(features[label], "names", None), source)
     return by_words(source, Source(files, Several(places), targets, classes), words, left_out)
+
+
+def hub_pictures(source: str, tree: Tree | None = None) -> list[tuple[list[str], TablePictures]]:
+    """The images of the same sources, labelled or not: names SOURCE/SPLIT/ROW and pictures of each split.
+
+    Raises:
+        UserError: it cannot be loaded, or has no column of images.
+    """
+    splits = _load(source, tree)
+    image = image_column(next(iter(splits.values())).features, source, LeftOut())
+    tables = {split: encoded_images(f"{source}/{split}", rows, image) for split, rows in splits.items()}
+    return [([f"{table.name}/{row}" for row in range(len(table))], table) for table in tables.values()]
+
+
+def image_column(features: Any, source: str, left_out: LeftOut) -> str:
+    """The column of images, the likeliest of several.
+
+    Raises:
+        UserError: there is none.
+    """
+    import datasets
+
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    images += [name for name, kind in _types(features).items() if kind == "binary" or "bytes" in kind]
+    if not images:
+        raise UserError(f"{source}: no column of images; found {', '.join(features)}; rename or add it")
+    chosen = pick_column(images, IMAGE_COLUMNS) or images[0]
+    for name in dict.fromkeys(images):
+        if name != chosen:
+            left_out.add(f"column of images beside {chosen}", name)
+    return chosen
+
+
+def label_column(features: Any) -> str | None:
+    """The column of labels: numbers or texts by a known name, else the one that is declared to be that."""
+    import datasets
+
+    kinds = r"u?int\d+|float\d*|double|bool|(large_)?string"
+    plain = [name for name, kind in _types(features).items() if re.fullmatch(kinds, kind)]
+    declared = (name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel))
+    return pick_column(plain, LABEL_COLUMNS) or next(declared, None)
+
+
+def _types(features: Any) -> dict[str, str]:
+    return {name: str(getattr(feature, "dtype", feature)) for name, feature in features.items()}
+
+
+def encoded_images(name: str, rows: Any, column: str) -> TablePictures:
+    """A column of images, as they are encoded in it."""
+    import datasets
+
+    encoded = rows.select_columns(column)
+    if isinstance(rows.features[column], datasets.Image):
+        encoded = encoded.cast_column(column, datasets.Image(decode=False))
+    return TablePictures(name, encoded, column)
 
 
 def is_saved(tree: Tree) -> bool:
@@ -89,7 +128,8 @@ def is_saved(tree: Tree) -> bool:
 
 def _load(source: str, tree: Tree | None) -> dict[str, Any]:
     """The tables of each split."""
-    import datasets
+    with needs("train"):
+        import datasets  # takes a second, and most runs have no use for it
 
     path = Path(source)
     remedy = "fetch or write it again"

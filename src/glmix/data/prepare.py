@@ -68,14 +68,15 @@ class Preparation:
         return asdict(self)
 
     def at(self, side: int) -> "Preparation":
-        """The same for square images of `side` pixels.
+        """The same for square images of `side` pixels; of images at their aspect for a shorter side of so many.
 
         Raises:
             UserError: a side below the network's stride.
         """
         if side < LEAST_SIDE:
             raise UserError(f"images of {side} px are below {LEAST_SIDE}, the network's stride")
-        return replace(self, size=(side, side))
+        longest = round(side * max(self.size) / min(self.size)) if self.resize == "short" else side
+        return replace(self, size=(side, longest))
 
     def checked(self) -> "Preparation":
         """Itself.

@@ -273,7 +273,7 @@ def write_scenes(out: Path, count: int, seed: int = 0, size: int = 96) -> list[P
                     "category_id": int(scene.labels[row]) + 1,
                     "bbox": [x0, y0, x1 - x0, y1 - y0],
                     "area": int(mask.sum()),
-                    "segmentation": {"size": [size, size], "counts": _run_lengths(mask)},
+                    "segmentation": {"size": [size, size], "counts": run_lengths(mask)},
                     "iscrowd": 0,
                 }
             )
@@ -284,7 +284,7 @@ def write_scenes(out: Path, count: int, seed: int = 0, size: int = 96) -> list[P
     return [out / name for name in names]
 
 
-def _run_lengths(mask: ndarray) -> list[int]:
+def run_lengths(mask: ndarray) -> list[int]:
     """Lengths of the runs of 0 and 1 in turn, down the columns, the first of 0."""
     flat = np.concatenate([[False], mask.ravel(order="F")])
     edges = np.flatnonzero(np.diff(flat))

@@ -76,6 +76,23 @@ def scan_table(source: str) -> DataSet:
     return by_words(source, whole, [row[2] for row in chosen], left_out)
 
 
+def listed_paths(source: str) -> list[str]:
+    """The paths in a table, whatever else it has: of the column that is called so, or the first cells where none is.
+
+    Raises:
+        UserError: it cannot be read, or none of its columns has paths.
+    """
+    folder = Path(source).parent
+    _, rows = _read(source)
+    head = rows[0][1] if rows else [""]
+    column = pick_column(head, PATH_COLUMNS)
+    if column is None and not _is_path(folder, head[0]):
+        raise UserError(f"{source}: no column path or file or image or filename; found {', '.join(head)}")
+    place = head.index(column) if column else 0
+    cells = [row[place] for _, row in (rows[1:] if column else rows) if len(row) > place and row[place]]
+    return [_with_slashes(folder, cell) for cell in cells]
+
+
 def _read(source: str) -> tuple[str, Rows]:
     """The separator that fits best, and the rows that are not empty with the numbers of their lines."""
     separators = SEPARATORS + " " * source.lower().endswith(".txt")

@@ -24,7 +24,17 @@ from timm.models._features import FeatureDictNet
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from glmix.models.glnet import MLP, Attention, Block, DepthwiseConv, GLMix, GLNet, LayerScale, SlotSimilarity
+from glmix.models.glnet import (
+    MLP,
+    Attention,
+    Block,
+    DepthwiseConv,
+    GLMix,
+    GLNet,
+    GridAttention,
+    LayerScale,
+    SlotSimilarity,
+)
 from glmix.models.seeds import PooledSeeds
 from glmix.models.slots import at_least_float32, pool_seeds
 
@@ -56,7 +66,7 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
             _fold_norms(part)
     for part in parts:
         for kind, other in _FASTER.items():
-            if type(part) is kind and not (isinstance(part, GLMix) and not _is_published(part)):
+            if type(part) is kind and not (isinstance(part, GLMix) and not is_published(part)):
                 part.__class__ = other  # the same weights, computed with otherwise
     for part in list(folded.modules()):
         if isinstance(part, FoldedGLNet):
@@ -65,7 +75,7 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     for part in list(folded.modules()):
         if type(part) is nn.Linear:
             part.__class__ = PackedLinear
-            part.pack()
+            part.pack()  # type: ignore[operator]
     return folded.eval()
 
 
@@ -107,23 +117,24 @@ def _fold_norms(chain: nn.Module) -> None:
 
 def _into(linears: list[Any], scale: nn.Module) -> nn.Module:
     """Let linear layers do the LayerScale behind them, if there is one; what is left of it."""
-    for linear in linears if isinstance(scale, LayerScale) else []:
-        linear.weight.data *= scale.gamma[:, None]
-        linear.bias.data *= scale.gamma
+    if isinstance(scale, LayerScale):
+        for linear in linears:
+            linear.weight.data *= scale.gamma[:, None]
+            linear.bias.data *= scale.gamma
     return nn.Identity()
 
 
-def _is_published(mixer: GLMix) -> bool:
+def is_published(mixer: GLMix) -> bool:
     """Whether both branches stand side by side and end in linear layers; of other rows of the ablations not all do."""
     return mixer.integration == "parallel" and isinstance(mixer.slot_attn, Attention)
 
 
-def _fold_block(block: Block) -> None:
-    mixer: Any = block.mixer
+def _fold_block(block: Any) -> None:
     block.ls2 = _into([block.mlp.fc2], block.ls2)
-    if not isinstance(mixer, GLMix):
+    mixer = block.mixer
+    if isinstance(block.mixer, GridAttention):
         block.ls1 = _into([mixer.attn.proj], block.ls1)
-    elif _is_published(mixer):
+    elif is_published(block.mixer):
         globally, locally = mixer.slot_proj if mixer.slot_residual else mixer.slot_attn.proj, mixer.local[2]
         block.ls1 = _into([globally, locally], block.ls1)
         if locally.bias is not None:
@@ -223,7 +234,8 @@ class GLMixByRows(GLMix):
     @torch.jit.unused
     def mixed_by_rows(self, normed_BHWC: Tensor, logits_BMN: Tensor, slots_BMC: Tensor) -> Tensor:
         W, C = normed_BHWC.shape[2:]
-        first, conv, last = self.local  # type: ignore[misc]
+        branch: Any = self.local
+        first, conv, last = branch
 
         def compute(images: slice, rows: slice, kept: slice) -> Tensor:
             local = last(conv(first(normed_BHWC[images, rows]))[:, kept])

@@ -26,6 +26,7 @@ from glmix.slots.figures import paint, slot_colors
 from glmix.slots.look import is_idle, prepare_whole
 from glmix.slots.regions import merge_slots, strongest_slots
 from glmix.slots.representatives import representative_slots
+from glmix.training.processes import Processes
 
 PAGE = 48  # photos of a contact sheet, and held at a time
 COLUMNS = 8
@@ -61,15 +62,22 @@ class Job:
         return self.settings | own | {"block": self.block, "slots": self.slots, "merge": self.merge}
 
 
-def explain_folder(folder: Path, out: Path, job: Job) -> Iterator[tuple[str, int, int, list[Skipped]]]:
+def explain_folder(
+    folder: Path,
+    out: Path,
+    job: Job,
+    processes: Processes = Processes(),  # noqa: B008  (frozen)
+) -> Iterator[tuple[str, int, int, list[Skipped]]]:
     """Write `out/arrays/NAME.npz` for each photo under `folder`, and `out/contact-sheet-001.png` and on.
 
     An array file holds `assignment` (M, h, w) float16, `entropy`, `representatives`, `slot_grid` (empty where slots
     are not pooled from one), `block`, `stride`, `photo`, its size (W, H), and `made_from`. What is there already and was made from the same files is kept: the same
     command goes on after a cut, and after photos were added, changed or removed.
 
+    Several `processes` take pages in turn.
+
     Yields:
-        After each page: the sheet's path, photos done so far, photos in all, and the page's unreadable ones.
+        After each page of this process: the sheet's path, photos done so far, photos in all, and the page's unreadable ones.
 
     Raises:
         UserError: no photos, or `out` holds what other settings made.
@@ -80,14 +88,17 @@ def explain_folder(folder: Path, out: Path, job: Job) -> Iterator[tuple[str, int
     names = [name for name in image_files(folder) if ours not in (folder / name).resolve().parents]
     if not names:
         raise UserError(f"{folder}: no images in it (files such as a.jpg or b.png)")
-    check_settings(out, job.recorded(folder))
+    if processes.first:
+        check_settings(out, job.recorded(folder))
+    processes.wait()
     pages = range(0, len(names), PAGE)
-    for number, start in enumerate(pages, 1):
+    for number, start in list(enumerate(pages, 1))[processes.rank :: processes.count]:
         sheet = out / f"contact-sheet-{number:03}.png"
         there = {name: state_of(folder / name) for name in names[start : start + PAGE]}
         skipped = make_page(folder, there, out, sheet, job)
         yield str(sheet), min(start + PAGE, len(names)), len(names), skipped
-    for sheet in out.glob("contact-sheet-*.png"):  # of photos that are no longer there
+    processes.wait()
+    for sheet in out.glob("contact-sheet-*.png") if processes.first else ():  # of photos that are no longer there
         if sheet.stem.rpartition("-")[2].isdigit() and int(sheet.stem.rpartition("-")[2]) > len(pages):
             sheet.unlink()
             sheet.with_suffix(".json").unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from glmix.ranges import NonNegativeFloat, PositiveInt, Share, ShareAboveZero, S
 from glmix.training.options import TrainOptions
 from glmix.training.task import Task
 
-Answers = list[dict[str, Any]]  # `name` of each class and its `probability`, the likeliest first
+Answers = list[dict[str, Any]]  # `label` and `name` of each class and its `probability`, the likeliest first
 
 
 @dataclass
@@ -182,8 +182,10 @@ def decode(logits: Tensor, batch: Batch, description: Description, top: int) -> 
     """The `top` classes of each image."""
     best = logits.float().softmax(1).topk(min(top, logits.shape[1]))
     rows = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    labels, names = description.classes, description.names
     return [
-        [{"name": description.names[i], "probability": round(p, 4)} for p, i in zip(*row, strict=True)] for row in rows
+        [{"label": labels[i], "name": names[i], "probability": round(p, 6)} for p, i in zip(*row, strict=True)]
+        for row in rows
     ]
 
 
@@ -205,4 +207,6 @@ CLASSIFY = Task(
     show=lambda scores: f"top-1 {scores['top1']:.1f} %",
     decode=decode,
     tell=lambda answers: ", ".join(f"{a['name']} {100 * a['probability']:.0f} %" for a in answers),
+    columns={"label": str, "name": str, "probability": float},
+    rows=lambda answers: answers,
 )

@@ -1,5 +1,6 @@
 """Detection: boxes of objects, and with Mask R-CNN their masks."""
 
+import json
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
@@ -12,25 +13,29 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.models.detection.roi_heads import paste_masks_in_image
+from torchvision.ops import masks_to_boxes
 from torchvision.transforms import InterpolationMode, v2
 
 from glmix.data.check import check_samples
 from glmix.data.detection import open_objects
 from glmix.data.loading import Batch, Transform, padded
-from glmix.data.objects import Objects, ObjectSource, encoded, run_lengths
+from glmix.data.objects import Objects, ObjectSource, decoded, encoded, run_lengths
 from glmix.data.prepare import Preparation
 from glmix.data.samples import Sample, Source
 from glmix.errors import UserError, needs
 from glmix.models import build, config_of
 from glmix.models.description import Description
+from glmix.models.heads.detect import DETECTIONS
 from glmix.ranges import NonNegativeFloat, Share
 from glmix.tasks.dense import DenseOptions, start
+from glmix.tasks.pictures import outlined
 from glmix.training.task import Task
 
 KINDS = {"box": "bbox", "mask": "segm"}  # what is measured, and pycocotools' name of it
 NUMBERS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
            "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large")  # in pycocotools' order  # fmt: skip
-SURE = 0.5  # score from which a detection counts as one, in pictures and among an image's mistakes
+SURE = 0.4  # score from which a detection counts as one, in pictures and among an image's mistakes
+WORST = 10  # images that are named
 LEAST_BOX = 1.0  # pixels: what augmentation leaves of a box, to be learned
 
 
@@ -110,7 +115,7 @@ class Augmented:
     """
 
     def __init__(self, options: DetectOptions, preparation: Preparation, masks: bool) -> None:
-        self.preparation, self.masks = preparation, masks
+        self.preparation, self.masks, self.cut = preparation, masks, bool(options.large_scale_jitter)
         o, (short, long) = options, options.image_size
         steps: list[Any] = [v2.RandomHorizontalFlip(o.hflip), v2.RandomVerticalFlip(o.vflip)]
         if o.color_jitter:
@@ -149,6 +154,8 @@ class Augmented:
             parts["masks"] = masks
         parts = self.vary(parts)
         boxes = parts["boxes"].as_subclass(Tensor)
+        if self.masks and self.cut:  # what is left of an object may be smaller than what is left of its box
+            boxes = boxes_around(parts["masks"].as_subclass(Tensor))
         kept = (boxes[:, 2] - boxes[:, 0] >= LEAST_BOX) & (boxes[:, 3] - boxes[:, 1] >= LEAST_BOX)
         if self.masks:
             kept &= parts["masks"].as_subclass(Tensor).flatten(1).bool().any(1)
@@ -156,6 +163,14 @@ class Augmented:
         if self.masks:
             target["masks"] = parts["masks"].as_subclass(Tensor)[kept]
         return sample._replace(image=self.preparation.tensor(parts["image"]), target=target)
+
+
+def boxes_around(masks: Tensor) -> Tensor:
+    """Boxes (n, 4) around masks (n, H, W); without area around empty ones."""
+    full = masks.bool().flatten(1).any(1)
+    boxes = masks.new_zeros(len(masks), 4, dtype=torch.float32)
+    boxes[full] = masks_to_boxes(masks[full]).float() + boxes.new_tensor([0, 0, 1, 1])
+    return boxes
 
 
 def training(
@@ -216,13 +231,14 @@ def align(source: Source, description: Description, data: str) -> Source:
     """
     assert isinstance(source, ObjectSource)
     index = {name: i for i, name in enumerate(description.classes)}
-    unknown = [name for name in source.classes if name not in index]
+    there = {row.label for i in range(len(source)) for row in source.targets[i].rows}
+    unknown = [name for i, name in enumerate(source.classes) if name not in index and i in there]
     if unknown:
         raise UserError(
             f"{data}: {len(unknown)} of {len(source.classes)} classes are not among the model's {len(index)} classes "
             f"(first: {unknown[0]}; the model's first: {description.classes[0]}); use a model trained on these classes"
         )
-    return replace(source, classes=description.classes, order=[index[name] for name in source.classes])
+    return replace(source, classes=description.classes, order=[index.get(name, -1) for name in source.classes])
 
 
 class CocoNumbers(nn.Module):
@@ -263,10 +279,23 @@ class CocoNumbers(nn.Module):
         As pycocotools has it, -1 stands for what there is nothing of.
         """
         figures: dict[str, float] = {}
-        self.measured = measure(self.gathered(), len(self.description.classes))
+        images = self.gathered()
+        self.seen_names = [image["name"] for image in images]
+        self.measured = measure(images, len(self.description.classes))
         for kind, coco in self.measured.items():
             figures |= {f"{kind}_{name}": float(value) for name, value in zip(NUMBERS, coco.stats, strict=True)}
         return {"AP": figures[f"{list(self.measured)[-1]}_AP"]} | figures
+
+    def details(self) -> dict[str, Any]:
+        """AP and AP50 of each class that is there, and the images with the most mistakes among sure detections."""
+        classes: dict[str, dict[str, float]] = {}
+        for kind, coco in self.measured.items():
+            precision = coco.eval["precision"][:, :, :, 0, -1]  # IoU, recall, class; all areas, most detections
+            for name, values in zip(self.description.names, np.moveaxis(precision, 2, 0), strict=True):
+                if values.max() > -1:
+                    found = {f"{kind}_AP": float(values.mean()), f"{kind}_AP50": float(values[0].mean())}
+                    classes.setdefault(name, {}).update(found)
+        return {"classes": classes, "worst": mistakes(list(self.measured.values())[-1], self.seen_names)[:WORST]}
 
     def gathered(self) -> list[dict[str, Any]]:
         """What all processes have seen, in order of the names."""
@@ -331,6 +360,22 @@ def measure(images: list[dict[str, Any]], classes: int) -> dict[str, Any]:
     return measured
 
 
+def mistakes(coco: Any, names: list[str]) -> list[dict[str, Any]]:
+    """Objects that were missed, and sure detections (`SURE`) that are none, of each image at an IoU of 0.5; most first."""
+    found = {i: {"missed": 0, "false": 0} for i in range(len(names))}
+    everything = list(coco.params.areaRng[0])
+    for each in coco.evalImgs:
+        if each is None or list(each["aRng"]) != everything:
+            continue
+        sure = {number for number, score in zip(each["dtIds"], each["dtScores"], strict=True) if score >= SURE}
+        at_half = zip(each["dtIds"], each["dtMatches"][0], each["dtIgnore"][0], strict=True)
+        found[each["image_id"]]["false"] += sum(i in sure and not match and not skip for i, match, skip in at_half)
+        wanted = zip(each["gtMatches"][0], each["gtIgnore"], strict=True)
+        found[each["image_id"]]["missed"] += sum(match not in sure and not skip for match, skip in wanted)
+    rows = [{"image": names[i]} | counts for i, counts in found.items() if any(counts.values())]
+    return sorted(rows, key=lambda row: (-row["missed"] - row["false"], row["image"]))
+
+
 def _library_area(row: dict[str, Any]) -> float:
     from pycocotools import mask
 
@@ -346,11 +391,41 @@ def decode(found: list[dict[str, Tensor]], batch: Batch, description: Descriptio
         rows = _rows(surest["boxes"], surest["labels"], pasted(surest, target["size"]), score=surest["scores"])
         answers.append(
             [
-                {"name": description.names[row["category_id"]]} | row | {"category_id": ids[row["category_id"]]}
+                {"label": description.classes[row["category_id"]], "name": description.names[row["category_id"]]}
+                | row
+                | {"category_id": ids[row["category_id"]]}
                 for row in rows
             ]
         )
     return answers
+
+
+def draw(picture: Image.Image, found: dict[str, Tensor], description: Description) -> dict[str, Image.Image]:
+    """The sure objects in the picture: boxes, masks and a legend."""
+    sure = {name: value[found["scores"] >= SURE].cpu() for name, value in found.items()}
+    width, height = picture.info.get("full_size", picture.size)
+    shares = sure["boxes"] / sure["boxes"].new_tensor([width, height, width, height])
+    objects = list(zip(sure["labels"].tolist(), sure["scores"].tolist(), shares.tolist(), strict=True))
+    masks = [decoded(run_lengths(each, (height, width))) for each in pasted(sure, (height, width))]
+    return {"objects": outlined(picture, objects, masks, description.names)}
+
+
+def collect(rows: list[dict[str, Any]], description: Description) -> dict[str, Any]:
+    """The answers for many pictures in COCO's form, with the category ids of the data."""
+    ids = description.info.get("category_ids") or list(range(len(description.classes)))
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, row in enumerate(rows, 1):
+        height, width = row["size"]
+        images.append({"id": number, "file_name": row["image"], "height": height, "width": width})
+        for answer in row["predictions"]:
+            more = {"area": answer["bbox"][2] * answer["bbox"][3], "iscrowd": 0}
+            if "segmentation" in answer:
+                more["area"] = _library_area(answer)
+            kept = {name: value for name, value in answer.items() if name != "name"}
+            annotations.append({"id": len(annotations) + 1, "image_id": number} | kept | more)
+    categories = [{"id": number, "name": name} for number, name in zip(ids, description.classes, strict=True)]
+    return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def tell(answers: list[dict[str, Any]]) -> str:
@@ -358,6 +433,16 @@ def tell(answers: list[dict[str, Any]]) -> str:
     sure = [answer["name"] for answer in answers if answer["score"] >= SURE]
     counts = {name: sure.count(name) for name in dict.fromkeys(sure)}
     return ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing"
+
+
+def table_rows(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The objects as rows of a table."""
+    return [
+        {"label": a["label"], "name": a["name"], "probability": a["score"]}
+        | dict(zip(("x", "y", "width", "height"), a["bbox"], strict=True))
+        | ({"mask": json.dumps(a["segmentation"])} if "segmentation" in a else {})
+        for a in answers
+    ]
 
 
 def show(figures: dict[str, float]) -> str:
@@ -384,6 +469,14 @@ DETECT = Task(
     show=show,
     decode=decode,
     tell=tell,
+    usual_top=DETECTIONS,
+    describe=lambda figures: ", ".join(f"{name} {value:.3f}" for name, value in figures.items()),
+    draw=draw,
+    collect=collect,
+    columns={"label": str, "name": str, "probability": float}
+    | dict.fromkeys(("x", "y", "width", "height"), float)
+    | {"mask": str},
+    rows=table_rows,
     forward=forward,
     check=check_samples,
 )

@@ -14,6 +14,7 @@ from glmix.data.token_labels import TokenLabels, read_header
 from glmix.errors import UserError
 from glmix.models.teacher import DenseTeacher, class_columns, load_teacher
 from glmix.models.weights import fingerprint
+from glmix.training.processes import Processes, gathered
 
 SHARD = 2048  # images per file: what a kill can cost
 
@@ -30,6 +31,7 @@ def write_labels(
     workers: int = -1,
     all_classes: bool = False,
     flip: bool = False,
+    processes: Processes = Processes(),  # noqa: B008  (frozen)
 ) -> tuple[TokenLabels, list[Skipped]]:
     """Write the labels of all images of a source; shards that are whole already are kept.
 
@@ -44,6 +46,7 @@ def write_labels(
         workers: processes that load images; -1 chooses.
         all_classes: keep the best of all of the teacher's classes, not of the data's alone.
         flip: take the mean with the scores of the mirrored image.
+        processes: that share the work, each its shards.
 
     Raises:
         UserError: the teacher cannot label these images, or `out` holds labels of another teacher or of other images.
@@ -63,10 +66,13 @@ def write_labels(
     labels = TokenLabels(out, *header, shard=begun.shard if begun else SHARD)
     if begun and begun != labels:
         raise UserError(f"{out}: has labels of another teacher, size, top or other images; choose another --out")
-    labels.write_header()
+    processes.wait()  # all have looked before one writes
+    if processes.first:
+        labels.write_header()
+    processes.wait()
     prepared = Prepared(source, OfImage(replace(preparation, size=(side, side), resize="squash", crop=1.0)))
     skipped: list[Skipped] = []
-    for number in range(len(labels.shards)):
+    for number in range(processes.rank, len(labels.shards), processes.count):
         if labels.whole_scores(number) is not None:
             continue
         indices = labels.indices(number)
@@ -94,4 +100,4 @@ def write_labels(
                 classes[at], scores[at] = best.indices.cpu().numpy(), best.values.cpu().numpy()
             progress(indices.start + start + len(items), len(source), "images")
         labels.write(number, classes, scores)
-    return labels, skipped
+    return labels, [found for part in gathered(skipped) for found in part]

@@ -1,6 +1,7 @@
 """What dense tasks found, drawn into the picture, with a legend."""
 
 import colorsys
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 SHARE = 0.55  # of a mask's colour in a painted pixel
+SHORTEST = 480  # pixels: least longer side of a picture with objects
 ROW = 18  # pixels of a line of the legend
 
 
@@ -24,6 +26,40 @@ def painted(picture: Image.Image, classes: NDArray[np.integer], names: Sequence[
     counts = np.bincount(classes.ravel(), minlength=len(names))
     there = sorted(np.flatnonzero(counts).tolist(), key=lambda i: -int(counts[i]))
     return with_legend(Image.fromarray(mixed.round().astype(np.uint8)), [(names[i], colour_of(i)) for i in there])
+
+
+def outlined(
+    picture: Image.Image,
+    objects: Sequence[tuple[int, float, Sequence[float]]],
+    masks: Sequence[NDArray[np.uint8]],
+    names: Sequence[str],
+) -> Image.Image:
+    """A picture with boxes, masks and scores; the legend counts the objects of each class.
+
+    Args:
+        picture: of any size; small ones are drawn larger, so that scores can be read.
+        objects: class index, score and box (x0, y0, x1, y1 in shares of the sides) of each, the surest first.
+        masks: of each, or none at all; (H, W) of any size of the picture's aspect.
+        names: of the classes.
+    """
+    scale = max(1.0, SHORTEST / max(picture.size))
+    width, height = size = (round(picture.width * scale), round(picture.height * scale))
+    pixels = np.array(picture.convert("RGB").resize(size, Image.Resampling.BICUBIC), np.float32)
+    for (kind, _, _), mask in reversed(list(zip(objects, masks, strict=False))):
+        inside = np.asarray(Image.fromarray(255 * mask).resize(size)) > 127
+        pixels[inside] = (1 - SHARE) * pixels[inside] + SHARE * np.array(colour_of(kind), np.float32)
+    result = Image.fromarray(pixels.round().astype(np.uint8))
+    pen, font = ImageDraw.Draw(result), ImageFont.load_default(12)
+    for kind, score, (x0, y0, x1, y1) in reversed(objects):
+        left, top = x0 * width, y0 * height
+        pen.rectangle(
+            (left, top, max(left, x1 * width - 1), max(top, y1 * height - 1)), outline=colour_of(kind), width=2
+        )
+        place, text = (left + 3, top - 14 if top >= 14 else top + 2), f"{score:.2f}"
+        pen.rectangle(pen.textbbox(place, text, font=font), fill=colour_of(kind))
+        pen.text(place, text, fill="black", font=font)
+    counts = Counter(kind for kind, _, _ in objects)
+    return with_legend(result, [(f"{names[kind]}: {count}", colour_of(kind)) for kind, count in counts.most_common()])
 
 
 def with_legend(picture: Image.Image, entries: Sequence[tuple[str, tuple[int, int, int]]]) -> Image.Image:

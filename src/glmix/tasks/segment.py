@@ -301,7 +301,12 @@ def decode(found: list[Tensor], batch: Batch, description: Description, top: int
         counts = classes.flatten().bincount(minlength=len(description.names)).tolist()
         largest = sorted(range(len(counts)), key=lambda i: -counts[i])[:top]
         shares = [(i, counts[i] / classes.numel()) for i in largest if counts[i]]
-        answers.append([{"name": description.names[i], "class": i, "share": round(share, 4)} for i, share in shares])
+        answers.append(
+            [
+                {"label": description.classes[i], "name": description.names[i], "class": i, "share": round(share, 4)}
+                for i, share in shares
+            ]
+        )
     return answers
 
 
@@ -332,6 +337,8 @@ SEGMENT = Task(
     show=lambda scores: f"mIoU {scores['miou']:.1f} %",
     decode=decode,
     tell=lambda answers: ", ".join(f"{a['name']} {100 * a['share']:.0f} %" for a in answers),
+    columns={"label": str, "name": str, "share": float},
+    rows=lambda answers: answers,
     forward=forward,
     views=Views,
     draw=draw,

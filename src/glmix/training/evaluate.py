@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from glmix.data.loading import Batch
 from glmix.data.samples import Skipped
 from glmix.models import backbone_of
+from glmix.training.processes import gathered
 from glmix.training.task import Task
 
 
@@ -17,16 +18,18 @@ from glmix.training.task import Task
 def evaluate(
     task: Task, model: nn.Module, batches: Iterable[Batch], metrics: Any, device: torch.device
 ) -> tuple[dict[str, float], int, list[Skipped]]:
-    """Figures of `model`, the number of images they are of, and the images that could not be used."""
+    """Figures of `model`, the number of images they are of, and the images that could not be used; of all processes."""
     metrics = metrics.to(device)
     model = model.eval().to(device).to(memory_format=torch.channels_last)
-    used, skipped = 0, []
+    used = 0
+    skipped: list[Skipped] = []
     for batch in batches:
         skipped += batch.skipped
         if len(batch):
             batch = batch.to(device)
             metrics.update(task.forward(model, batch), batch.targets)
             used += len(batch)
+    used, skipped = sum(gathered(used)), [found for part in gathered(skipped) for found in part]
     return (metrics.compute() if used else {}), used, skipped
 
 

@@ -26,7 +26,8 @@ def usual_precision() -> str:
     if torch.cuda.is_available():
         has_bf16 = torch.cuda.is_bf16_supported()
     else:
-        has_bf16 = torch.cpu.get_capabilities().get("avx512_bf16", False)
+        asked: Any = getattr(torch.cpu, "get_capabilities", dict)  # from PyTorch 2.6 on
+        has_bf16 = asked().get("avx512_bf16", False)
     return "bf16" if has_bf16 else "fp32"
 
 

@@ -1,8 +1,6 @@
 """What a run shows: a line and a row per epoch, curves at the end."""
 
-import base64
 import csv
-import html
 import sys
 import time
 from pathlib import Path
@@ -14,6 +12,7 @@ from matplotlib.figure import Figure
 
 from glmix.console import say
 from glmix.files import written_whole
+from glmix.page import heading, image, listing, table, write_page
 
 
 class EpochRows(pl.Callback):
@@ -137,23 +136,12 @@ def write_report(folder: Path) -> None:
     """`curves.png` and `report.html` of a run: curves, epochs, options and environment in one file that opens anywhere."""
     rows = read_rows(folder / "metrics.csv")
     plot_curves(rows, folder / "curves.png")
-    picture = base64.b64encode((folder / "curves.png").read_bytes()).decode()
     columns = [c for c in dict.fromkeys(c for row in rows for c in row) if not c.startswith("slots/")]
-    head = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(str(row.get(c, '')))}</td>" for c in columns) + "</tr>" for row in rows
-    )
     texts = {
-        name: html.escape((folder / name).read_text("utf-8", "surrogateescape"))
-        for name in ("config.yaml", "environment.json")
+        name: (folder / name).read_text("utf-8", "surrogateescape") for name in ("config.yaml", "environment.json")
     }
-    page = f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(folder.name)}</title>
-<style>:root{{color-scheme:light dark}}body{{font:15px system-ui;margin:2rem auto;max-width:72rem;padding:0 1rem}}
-img{{max-width:100%;background:#fff}}table{{border-collapse:collapse;font-size:13px}}td,th{{padding:.2rem .6rem;text-align:right}}
-div{{overflow-x:auto}}</style><h1>{html.escape(folder.name)}</h1>
-<img src="data:image/png;base64,{picture}" alt="Loss, validation accuracy and slot entropy over the epochs; numbers below">
-<div><table><tr>{head}</tr>{body}</table></div>
-<h2>Options</h2><pre>{texts["config.yaml"]}</pre><h2>Environment</h2><pre>{texts["environment.json"]}</pre></html>
-"""
-    with written_whole(folder / "report.html", "w", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(page)
+    about = "Loss, validation accuracy and slot entropy over the epochs; numbers below"
+    parts = [image(folder / "curves.png", about), table(columns, ([row.get(c, "") for c in columns] for row in rows))]
+    parts += [heading("Options"), listing(texts["config.yaml"])]
+    parts += [heading("Environment"), listing(texts["environment.json"])]
+    write_page(folder / "report.html", folder.name, parts)

@@ -35,6 +35,7 @@ from glmix.models import check_name
 from glmix.models.description import Description
 from glmix.training.module import Trained
 from glmix.training.options import TrainOptions, usual_precision
+from glmix.training.processes import started
 from glmix.training.progress import EpochRows, write_report
 from glmix.training.resuming import ResumePoints, SafeCheckpointIO, occupied, where_to_begin
 from glmix.training.task import Task
@@ -200,15 +201,7 @@ def make_trainer(options: TrainOptions) -> pl.Trainer:
     """Lightning's trainer, by `options` and by what torchrun or SLURM say of the processes."""
     interactive = sys.stderr.isatty()
     out = Path(options.out)
-    environment = os.environ
-    if "TORCHELASTIC_RUN_ID" in environment:
-        devices = int(environment["LOCAL_WORLD_SIZE"])
-        nodes = int(environment["WORLD_SIZE"]) // devices
-    elif "SLURM_NTASKS_PER_NODE" in environment:
-        devices = int(environment["SLURM_NTASKS_PER_NODE"])
-        nodes = int(environment.get("SLURM_NNODES", 1))
-    else:
-        devices, nodes = options.devices or max(1, torch.cuda.device_count()), 1
+    devices, nodes = started() or (options.devices or max(1, torch.cuda.device_count()), 1)
     strategy = options.strategy if options.strategy != "auto" or devices * nodes == 1 else "ddp"
     return pl.Trainer(
         default_root_dir=out,

@@ -1,6 +1,6 @@
 """What a task is: one record, which the run, evaluation and prediction ask for all that differs between tasks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -69,12 +69,19 @@ class Task:
         align: a source with its targets in the order of the model's classes.
         collate: samples to a batch.
         loss: of a run.
-        metrics: of the outputs of a model in evaluation mode.
+        metrics: of the outputs of a model in evaluation mode. Where they have `details()`, `eval` tells these too:
+            `classes`, figures by name of each, and `worst`, rows of the images that went worst.
         headline: the figure that chooses the best weights; the larger, the better.
         show: the figures of a validation in a few words.
         decode: answers for each image of a batch, of the model's outputs for it, at most so many: plain data, as JSON
             has it.
         tell: the answers for an image, in words.
+        usual_top: answers of an image where nobody says how many.
+        collect: the answers for many pictures (`image`, `size`, `predictions` of each) as one JSON file has them.
+        columns: what a table of answers has of each, beside the image's path and the answer's rank: names and types
+            (str, int, float). By one name in all tasks: `label`, `name`, `probability`; `x`, `y`, `width`, `height` of a
+            box in pixels; `mask`, COCO's run lengths as JSON; `share` of the picture.
+        rows: the answers for an image as rows of these, the best first.
         forward: the outputs of a model in evaluation mode for a batch, whose targets are of no account.
         draw: pictures of what was found in one, of the outputs for it, by what their files' names end in; where there is
             something to see.
@@ -101,6 +108,10 @@ class Task:
     show: Callable[[dict[str, float]], str]
     decode: Callable[[Any, Batch, Description, int], list[Any]]
     tell: Callable[[Any], str]
+    columns: Mapping[str, type]
+    rows: Callable[[Any], list[dict[str, Any]]]
+    collect: Callable[[list[dict[str, Any]], Description], Any] | None = None
+    usual_top: int = 3
     forward: Callable[[nn.Module, Batch], Any] = of_images
     describe: Callable[[dict[str, float]], str] = percentages
     draw: Callable[[Image.Image, Any, Description], dict[str, Image.Image]] | None = None

@@ -1,6 +1,5 @@
 """Heads for dense tasks, on the stages of a backbone."""
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -11,7 +10,7 @@ from glmix.models.heads.pyramid import Pyramid
 from glmix.models.heads.segment import SemanticFPN, UPerNet
 
 # a head's class by its name: called with the backbone, the number of classes and the head's own options
-HEADS: dict[str, Callable[..., nn.Module]] = {
+HEADS: dict[str, type[nn.Module]] = {
     "retinanet": RetinaNet,
     "mask-rcnn": MaskRCNN,
     "semantic-fpn": SemanticFPN,

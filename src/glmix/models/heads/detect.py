@@ -94,6 +94,10 @@ class Detector(Pyramid):
         levels = self.features(images)
         return self.losses(seen, levels, targets or []) if self.training else self.found(seen, levels)
 
+    def every_layer(self, images: Tensor) -> None:
+        """Run all that is learned on `images`, as often as in use, to count it; nothing depends on what is seen."""
+        raise NotImplementedError
+
     def losses(self, seen: ImageList, levels: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
         raise NotImplementedError
 
@@ -137,6 +141,9 @@ class RetinaNet(Detector):
         self.head = head
         self.matcher = Matcher(0.5, 0.4, allow_low_quality_matches=True)
         self.coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
+
+    def every_layer(self, images: Tensor) -> None:
+        self.head(self.features(images))
 
     def losses(self, seen: ImageList, levels: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
         outputs = _in_float32(self.head(levels))
@@ -240,6 +247,13 @@ class MaskRCNN(Detector):
             mask_head=MaskRCNNHeads(width, [width] * 4, 1, norm_layer=norm),
             mask_predictor=InFloat32(MaskRCNNPredictor(width, width, classes + 1)),
         )
+
+    def every_layer(self, images: Tensor) -> None:
+        self.rpn.head(self.features(images))
+        regions = self.rpn.post_nms_top_n()
+        heads = self.roi_heads
+        heads.box_predictor(heads.box_head(images.new_empty(regions, self.width, 7, 7)))
+        heads.mask_predictor(heads.mask_head(images.new_empty(DETECTIONS, self.width, 14, 14)))
 
     def losses(self, seen: ImageList, levels: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
         counted = [target | {"labels": target["labels"] + 1} for target in targets]  # 0 is background there

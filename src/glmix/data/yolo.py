@@ -1,0 +1,148 @@
+"""Boxes and polygons in YOLO's form: a data.yaml, pictures, and a text file beside each of them."""
+
+import posixpath
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from glmix.data.folders import Tree
+from glmix.data.images import READABLE
+from glmix.data.naming import one_form
+from glmix.data.objects import Boxes, Record, Row, data_set
+from glmix.data.samples import DataSet, LeftOut
+from glmix.errors import UserError
+
+SPLITS = {"train": "train", "val": "val", "valid": "val", "test": "test"}  # keys of data.yaml
+
+
+def description_file(tree: Tree) -> str | None:
+    """The data.yaml of a folder or tar: the first YAML file with `names` and a split."""
+    for name in sorted(tree.ending_in(".yaml", ".yml"), key=lambda n: (n.count("/"), n)):
+        try:
+            content = yaml.safe_load(_text(tree, name))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            continue
+        if isinstance(content, dict) and ("names" in content or "nc" in content) and set(SPLITS) & set(content):
+            return name
+    return None
+
+
+def scan_yolo(origin: str, tree: Tree, file: str) -> DataSet:
+    """The pictures and objects that a data.yaml names. A picture without a text file has no objects.
+
+    A line is a class's number and four shares (a box by its middle and size) or six and more (a polygon).
+
+    Raises:
+        UserError: a line that is neither, or of a class that is not in the list; names file and line.
+    """
+    content = yaml.safe_load(_text(tree, file))
+    classes, ids = _classes(f"{origin}: {file}", content)
+    left_out = LeftOut()
+    boxes = Boxes(origin, left_out)
+    paths: list[str] = []
+    records: list[Record] = []
+    words: list[str] = []
+    for key, word in SPLITS.items():
+        for path in _pictures(origin, tree, file, content, key):
+            if path in paths[-1:] or word == "test":
+                continue
+            labels = _labels_of(path)
+            rows = list(_rows(origin, tree, labels, ids, boxes)) if labels in tree.folders_and_files else []
+            paths.append(path)
+            records.append(Record(None, rows))
+            words.append(word)
+    if len(set(paths)) < len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise UserError(f"{origin}: {twice} is named twice, perhaps in two splits; {file} must name each picture once")
+    boxes.check()
+    return data_set(origin, tree, paths, records, classes, list(ids), words, left_out)
+
+
+def _text(tree: Tree, name: str) -> str:
+    return tree.read(name).decode("utf-8-sig")
+
+
+def _classes(where: str, content: dict[str, Any]) -> tuple[list[str], dict[int, int]]:
+    """Names of the classes, and the index of each of the numbers that stand for them."""
+    names = content.get("names", list(range(int(content.get("nc", 0)))))
+    numbered = dict(enumerate(names)) if isinstance(names, list) else {int(k): v for k, v in dict(names).items()}
+    if not numbered:
+        raise UserError(f"{where}: names no classes")
+    numbers = sorted(numbered)
+    return [one_form(str(numbered[n])) for n in numbers], {number: i for i, number in enumerate(numbers)}
+
+
+def _pictures(origin: str, tree: Tree, file: str, content: dict[str, Any], key: str) -> Iterator[str]:
+    """The pictures of a split: of folders, or of text files that list them; paths are by `path`, or beside the YAML."""
+    named = content.get(key) or []
+    for each in [named] if isinstance(named, str) else named:
+        place = _place(tree, file, str(content.get("path") or ""), str(each))
+        if place is None:
+            if key == "test":
+                return
+            raise UserError(f"{origin}: {file} names {key}: {each}, which is not there")
+        if place.lower().endswith(".txt"):
+            for line in _text(tree, place).split():
+                found = _place(tree, place, str(content.get("path") or ""), line)
+                if found is None:
+                    raise UserError(f"{origin}: {place} names {line}, which is not there")
+                yield found
+        else:
+            below = "" if place == "." else f"{place}/"
+            yield from (n for n in tree.files if n.startswith(below) and n.lower().endswith(READABLE))
+
+
+def _place(tree: Tree, file: str, root: str, name: str) -> str | None:
+    """A path in the tree by a name as YOLO's files have it: such names often tell where the data lay once."""
+    beside = str(PurePosixPath(file).parent)
+    absolute = Path(root, name)
+    tries = [posixpath.join(beside, root, name), posixpath.join(beside, name)]
+    if absolute.is_absolute() and absolute.is_relative_to(tree.root.resolve()):
+        tries.insert(0, str(absolute.relative_to(tree.root.resolve())))
+    parts = [part for part in PurePosixPath(name.replace("\\", "/")).parts if part not in ("..", ".", "/")]
+    tries += ["/".join(parts[i:]) for i in range(len(parts))]  # what is left of a path of another machine
+    for each in tries:
+        normal = posixpath.normpath(each)
+        if normal == "." or normal in tree.folders_and_files:
+            return normal
+    return None
+
+
+def _labels_of(path: str) -> str:
+    """Where the objects of a picture are written: in labels/ for the last images/ of its path, or beside it."""
+    before, folder, after = f"/{path}".rpartition("/images/")
+    where = f"{before}/labels/{after}" if folder else f"/{path}"
+    return str(PurePosixPath(where).with_suffix(".txt"))[1:]
+
+
+def _rows(origin: str, tree: Tree, file: str, ids: dict[int, int], boxes: Boxes) -> Iterator[Row]:
+    for number, line in enumerate(_text(tree, file).splitlines(), 1):
+        where, words = f"{file}: line {number}", line.split()
+        if not words:
+            continue
+        try:
+            kind, shares = float(words[0]), [float(word) for word in words[1:]]
+        except ValueError as error:
+            raise UserError(f"{origin}: {where} is not numbers") from error
+        if kind not in ids:
+            raise UserError(f"{origin}: {where} has class {words[0]}; data.yaml lists {len(ids)}, from {min(ids)}")
+        if len(shares) == 4:
+            x, y, width, height = shares
+            corners, polygons = [x - width / 2, y - height / 2, x + width / 2, y + height / 2], None
+        elif len(shares) >= 6 and len(shares) % 2 == 0:
+            corners, polygons = [*_ends(shares, min), *_ends(shares, max)], [shares]
+        else:
+            raise UserError(
+                f"{origin}: {where} has {len(shares)} numbers behind the class; a box has 4, a polygon 6 or more, in pairs"
+            )
+        if max(map(abs, shares)) > 2:
+            raise UserError(f"{origin}: {where} is not in shares of the picture's sides, from 0 to 1")
+        usable = boxes.usable(corners, None, where)
+        if usable is not None:
+            yield Row(ids[int(kind)], usable, False, None, polygons, number)
+
+
+def _ends(shares: Sequence[float], end: Any) -> tuple[float, float]:
+    return end(shares[::2]), end(shares[1::2])

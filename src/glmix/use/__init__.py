@@ -1,0 +1,1 @@
+"""Using models over many images: predictions, features, reports, and folders for hubs."""

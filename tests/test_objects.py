@@ -1,0 +1,361 @@
+"""Data with objects as annotation tools write it: each thing read right, or refused with file and id."""
+
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from objects import coco, rectangle, scene, write_json, write_split
+from PIL import Image, ImageOps
+
+from glmix.data.detection import open_objects
+from glmix.data.images import BadImage
+from glmix.data.samples import DataSet
+from glmix.errors import UserError
+
+IDS = {"red": 3, "blue": 7}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_split(tmp_path, "train", 3, 0, IDS)
+    write_split(tmp_path, "val", 2, 10, IDS)
+    return tmp_path
+
+
+def single(root: Path, annotation: dict[str, Any], picture: dict[str, Any] | None = None, **more: Any) -> DataSet:
+    """Data of one picture with one object, and what is changed of it."""
+    image, _ = scene(0)
+    image.save(root / "0.png")
+    content = coco([[("red", [10, 12, 30, 32])]], IDS)
+    content["annotations"][0].update(annotation)
+    content["images"][0].update(picture or {})
+    for part in ("annotations", "images"):
+        content[part] = [{k: v for k, v in each.items() if v is not Ellipsis} for each in content[part]]
+    write_json(root, "instances.json", content | more)
+    return open_objects(root)
+
+
+def said(data: DataSet) -> str:
+    return "; ".join(map(str, data.left_out))
+
+
+def test_splits_classes_and_ids(root: Path):
+    data = open_objects(root)
+    assert data.whole.classes == ["red", "blue"] and data.whole.info == {"category_ids": [3, 7]}
+    assert {name: len(places) for name, places in data.named.items()} == {"train": 3, "val": 2}
+    sample = data.split("val").read(1)
+    _, wanted = scene(11)
+    assert sample.target.boxes.tolist() == [box for _, box in wanted]
+    assert [data.whole.classes[i] for i in sample.target.labels] == [kind for kind, _ in wanted]
+
+
+def test_categories_go_by_their_names(root: Path):
+    content = write_split(root, "other", 2, 10, {"blue": 1, "red": 2})
+    write_json(root, "instances_val.json", content)
+    (root / "annotations" / "instances_other.json").unlink()
+    val = open_objects(root).split("val")
+    assert [val.classes[i] for i in val.read(0).target.labels] == [kind for kind, _ in scene(10)[1]]
+
+
+def test_a_class_that_training_does_not_have(root: Path):
+    content = json.loads((root / "annotations" / "instances_val.json").read_text())
+    content["categories"].append({"id": 9, "name": "green"})
+    write_json(root, "instances_val.json", content)
+    assert open_objects(root).whole.classes == ["red", "blue"]  # no object is of it
+    content["annotations"][1]["category_id"] = 9
+    write_json(root, "instances_val.json", content)
+    with pytest.raises(UserError, match=r"instances_val.json: annotation 2 is of class 'green'"):
+        open_objects(root)
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"category_id": 5}, "annotation 1 has category_id 5, which is not among the categories"),
+    ({"image_id": 8}, "without any object; left out .*annotation 1: of an image that is not in the file"),
+    ({"bbox": [10, 12, 0, 5]}, "annotation 1: box without area"),
+    ({"bbox": [90, 12, 10, 5]}, "annotation 1: box outside its picture"),
+    ({"bbox": [10, 12, float("nan"), 5]}, "annotation 1: box that is not four numbers"),
+    ({"bbox": [10, 12, 5]}, "annotation 1: box that is not four numbers"),
+    ({"segmentation": {"size": [48, 64], "counts": [5, 7]}}, "annotation 1: mask whose run lengths do not fill"),
+    ({"segmentation": {"size": [64, 48], "counts": [3072]}}, "annotation 1: mask of another size than its image"),
+])  # fmt: skip
+def test_refused_by_id(change: dict[str, Any], words: str, tmp_path: Path):
+    with pytest.raises(UserError, match=words):
+        single(tmp_path, change)
+
+
+def test_ids_may_start_at_0_and_keys_be_missing(tmp_path: Path):
+    data = single(tmp_path, {"id": 0, "area": ..., "iscrowd": ...})
+    objects = data.whole.read(0).target
+    assert (objects.areas.tolist(), objects.crowd.tolist()) == ([400.0], [False])
+    assert single(tmp_path, {"area": 123.5}).whole.read(0).target.areas.tolist() == [123.5]
+    assert single(tmp_path, {"iscrowd": 1, "image_id": 0}, categories=[{"id": 3, "name": "red"}],
+                  annotations=[{"id": 0, "image_id": 0, "category_id": 3, "bbox": [1, 1, 9, 9], "iscrowd": c} for c in (0, 1)],
+                  ).whole.read(0).target.crowd.tolist() == [False, True]  # fmt: skip
+
+
+def test_a_box_from_its_mask(tmp_path: Path):
+    assert single(tmp_path, {"bbox": ...}).whole.read(0).target.boxes.tolist() == [[10, 12, 30, 32]]
+    runs = [10 * 48 + 12, *[20, 28] * 19, 20, 34 * 48 + 16]
+    data = single(tmp_path, {"bbox": ..., "segmentation": {"size": [48, 64], "counts": runs}})
+    assert data.whole.read(0).target.boxes.tolist() == [[10, 12, 30, 32]]
+
+
+def test_masks_in_all_forms(tmp_path: Path):
+    from pycocotools import mask
+
+    wanted = np.zeros((48, 64), np.uint8)
+    wanted[12:32, 10:30] = 1
+    compressed = mask.encode(np.asfortranarray(wanted))["counts"]
+    runs = [10 * 48 + 12, *[20, 28] * 19, 20, 34 * 48 + 16]
+    flat = rectangle([10, 12, 30, 32])[0]
+    forms = [[flat], flat, [flat, [1, 2, 3, 4]],  # a "polygon" of two points would be read as a box
+             *({"size": [48, 64], "counts": counts} for counts in (runs, compressed.decode(), str(compressed)))]  # fmt: skip
+    for form in forms:
+        assert (single(tmp_path, {"segmentation": form}).whole.read(0).target.masks([0])[0] == wanted).all(), form
+
+
+def test_a_box_a_pixel_outside_is_cut(tmp_path: Path):
+    data = single(tmp_path, {"bbox": [-1, 20, 30, 29]})
+    assert data.whole.read(0).target.boxes.tolist() == [[0, 20, 29, 48]] and not data.left_out
+    assert "annotation 1: box that reaches outside" in said(single(tmp_path, {"bbox": [40, 20, 60, 20]}))
+
+
+def test_corners_instead_of_sides(root: Path):
+    content = json.loads((root / "annotations" / "instances_train.json").read_text())
+    for each in content["annotations"]:
+        x, y, width, height = each["bbox"]
+        each["bbox"] = [x + 20, y + 20, x + width + 20, y + height + 20]
+    write_json(root, "instances_train.json", content)
+    with pytest.raises(
+        UserError, match=r"boxes reach outside their pictures \(first: annotations/instances_train.json: ann"
+    ):
+        open_objects(root)
+
+
+@pytest.mark.parametrize(("there", "told"), [
+    ("images/a.png", "a.png"),
+    ("images/a.png", "C:\\shots\\images\\A.PNG"),
+    ("images/my photo.png", "my%20photo.png"),
+    ("images/50%25.png", "50%25.png"),
+    ("train/images/a.png", "/data/upload/a.png"),
+])  # fmt: skip
+def test_pictures_by_other_names(there: str, told: str, tmp_path: Path):
+    (tmp_path / there).parent.mkdir(parents=True)
+    scene(0)[0].save(tmp_path / there)
+    assert single(tmp_path, {}, {"file_name": told}).whole.files == [there]
+
+
+def test_which_of_two_pictures(root: Path):
+    """train/0.png and val/0.png: the file for val means its own."""
+    assert open_objects(root).split("val").files == ["val/0.png", "val/1.png"]
+    for folder in ("a", "b"):
+        (root / folder).mkdir()
+        scene(0)[0].save(root / folder / "5.png")
+    content = json.loads((root / "annotations" / "instances_val.json").read_text())
+    content["images"][0]["file_name"] = "5.png"
+    write_json(root, "instances_val.json", content)
+    with pytest.raises(UserError, match=r"5.png of .*instances_val.json may be a/5.png or b/5.png"):
+        open_objects(root)
+
+
+def test_missing_pictures_are_named(root: Path):
+    (root / "train" / "1.png").unlink()
+    for name in ("0", "1"):
+        (root / "val" / f"{name}.png").rename(root / "val" / f"kept{name}.png")
+    content = json.loads((root / "annotations" / "instances_val.json").read_text())
+    for i, image in enumerate(content["images"]):
+        image["file_name"] = f"kept{i}.png"
+    write_json(root, "instances_val.json", content)
+    data = open_objects(root)
+    assert len(data.split("train")) == 2 and "1.png (image 1): picture that is not there" in said(data)
+    for picture in (root / "train").iterdir():
+        picture.unlink()
+    with pytest.raises(UserError, match=r"3 of 3 pictures are not there \(first: 0.png\)"):
+        open_objects(root)
+
+
+def test_pictures_without_objects_are_kept(root: Path):
+    content = json.loads((root / "annotations" / "instances_train.json").read_text())
+    content["annotations"] = [each for each in content["annotations"] if each["image_id"] != 1]
+    write_json(root, "instances_train.json", content)
+    train = open_objects(root).split("train")
+    assert [len(train.read(i).target) for i in range(3)] == [2, 0, 2]
+    write_json(root, "instances_train.json", content | {"annotations": []})
+    with pytest.raises(UserError, match="3 training images without any object"):
+        open_objects(root)
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+@pytest.mark.parametrize("frame", ["file", "upright"])
+def test_turned_photos(orientation: int, frame: str, tmp_path: Path):
+    """Annotations for the pixels as they lie in the file, or as they are seen, mean the same objects."""
+    wanted = np.zeros((48, 64), np.uint8)
+    wanted[12:32, 10:20] = 1
+    picture = Image.fromarray(np.stack([200 * wanted] * 3, -1))
+    exif = picture.getexif()
+    exif[274] = orientation
+    picture.save(tmp_path / "0.jpg", exif=exif, quality=95)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "0.jpg")).convert("L")) > 100
+    rows, columns = upright.nonzero()
+    box = [int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1]
+    told = [10, 12, 20, 32] if frame == "file" else box
+    height, width = (48, 64) if frame == "file" else (64, 48)
+    for form in ("polygon", "runs"):
+        from glmix.data.objects import encoded
+
+        mask = wanted if frame == "file" else upright
+        segmentation = rectangle(told) if form == "polygon" else encoded(mask)
+        x0, y0, x1, y1 = told
+        data = single(tmp_path, {"bbox": [x0, y0, x1 - x0, y1 - y0], "segmentation": segmentation},
+                      {"file_name": "0.jpg", "height": height, "width": width})  # fmt: skip
+        sample = data.whole.read(0)
+        assert sample.image.size == (48, 64) and sample.target.size == (64, 48)
+        assert sample.target.boxes.tolist() == [box]
+        assert (sample.target.masks([0])[0] == upright).all()
+
+
+def test_turned_photos_that_do_not_tell(tmp_path: Path):
+    picture, _ = scene(0)
+    exif = picture.getexif()
+    exif[274] = 3
+    picture.save(tmp_path / "0.jpg", exif=exif)
+    with pytest.raises(BadImage, match=r"0.jpg: is turned by EXIF \(orientation 3\), and nothing tells"):
+        single(tmp_path, {}, {"file_name": "0.jpg"}).whole.read(0)
+    told = single(tmp_path, {}, {"file_name": "0.jpg", "height": ..., "width": ...},
+                  images=[{"id": 0, "file_name": "0.png"}, {"id": 1, "file_name": "0.jpg"}],
+                  annotations=[{"id": 1, "image_id": i, "category_id": 3, "bbox": [1, 1, 9, 9]} for i in (0, 1)])  # fmt: skip
+    assert told.whole.files == ["0.png"] and "0.jpg: turned by EXIF" in said(told)
+
+
+def test_annotations_for_another_size(tmp_path: Path):
+    with pytest.raises(BadImage, match="0.png: is 64 x 48 pixels, its annotations are for 640 x 480"):
+        single(tmp_path, {}, {"height": 480, "width": 640}).whole.read(0)
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    ("{", "cannot be read as JSON"),
+    ('{"images": [], "annotations": []}', "has no list of categories"),
+    ('{"images": [{"id": 1}], "annotations": [], "categories": [{"id": 1, "name": "a"}]}', "needs an id and a file_name"),
+    ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}',
+     "categories 1 and 2 have the same name"),
+])  # fmt: skip
+def test_no_coco(content: str, words: str, tmp_path: Path):
+    (tmp_path / "instances.json").write_text(content)
+    with pytest.raises(UserError, match=words):
+        open_objects(tmp_path)
+
+
+def test_a_tar_is_the_same_data(root: Path, tmp_path_factory: pytest.TempPathFactory):
+    packed = tmp_path_factory.mktemp("packed") / "set.tar"
+    with tarfile.open(packed, "w") as tar:
+        tar.add(root, "set")
+    folder, tarred = open_objects(root).split("val"), open_objects(packed).split("val")
+    assert [f"set/{name}" for name in folder.files] == tarred.files
+    assert tarred.read(1).target.boxes.tolist() == folder.read(1).target.boxes.tolist()
+    digest = folder.digest()
+    content = json.loads((root / "annotations" / "instances_val.json").read_text())
+    content["annotations"][0]["bbox"][0] += 0.5
+    write_json(root, "instances_val.json", content)
+    assert open_objects(root).split("val").digest() != digest  # a run does not go on with other boxes
+
+
+# --- VOC
+
+
+def write_voc(root: Path, boxes: list[list[int]], difficult: int = 0, name: str = "a") -> None:
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    scene(0)[0].save(root / "JPEGImages" / f"{name}.png")
+    parts = "".join(
+        f"<object><name>red</name><difficult>{difficult}</difficult><bndbox><xmax>{x1}</xmax><xmin>{x0}</xmin>"
+        f"<ymin>{y0}</ymin><ymax>{y1}</ymax></bndbox></object>"
+        for x0, y0, x1, y1 in boxes
+    )
+    size = "<size><width>64</width><height>48</height></size>"
+    (root / "Annotations" / f"{name}.xml").write_text(
+        f"<annotation><filename>was.jpg</filename>{size}{parts}</annotation>"
+    )
+
+
+def test_voc_counts_from_1_unless_a_box_begins_at_0(tmp_path: Path):
+    write_voc(tmp_path, [[1, 5, 20, 30]])
+    assert open_objects(tmp_path).whole.read(0).target.boxes.tolist() == [[0, 4, 20, 30]]
+    write_voc(tmp_path, [[1, 5, 20, 30], [0, 2, 10, 10]])
+    assert open_objects(tmp_path).whole.read(0).target.boxes.tolist() == [[1, 5, 20, 30], [0, 2, 10, 10]]
+
+
+def test_voc_splits_and_difficult_objects(tmp_path: Path):
+    write_voc(tmp_path, [[1, 5, 20, 30]])
+    write_voc(tmp_path, [[1, 5, 20, 30]], difficult=1, name="b")
+    (tmp_path / "ImageSets/Main/train.txt").write_text("a\n")
+    (tmp_path / "ImageSets/Main/val.txt").write_text("b 1\n")
+    (tmp_path / "ImageSets/Main/red_train.txt").write_text("b -1\n")
+    data = open_objects(tmp_path)
+    assert data.split("train").files == ["JPEGImages/a.png"]
+    assert data.split("val").read(0).target.crowd.tolist() == [True]
+    (tmp_path / "Annotations" / "b.xml").write_text("<annotation><object>")
+    with pytest.raises(UserError, match=r"Annotations/b.xml cannot be read as XML"):
+        open_objects(tmp_path)
+
+
+# --- YOLO
+
+
+@pytest.fixture
+def yolo(tmp_path: Path) -> Path:
+    for split in ("train", "valid"):
+        for folder in ("images", "labels"):
+            (tmp_path / split / folder).mkdir(parents=True)
+        for name in "ab":
+            scene(0)[0].save(tmp_path / split / "images" / f"{name}.png")
+    (tmp_path / "train/labels/a.txt").write_text("1 0.5 0.5 0.25 0.5\n0 0 0 0.5 0 0.5 0.25\n")
+    (tmp_path / "valid/labels/a.txt").write_text("0 0.5 0.5 0.25 0.5\n")
+    (tmp_path / "data.yaml").write_text("train: ../train/images\nval: ../valid/images\nnc: 2\nnames: [red, blue]\n")
+    return tmp_path
+
+
+def test_yolo_boxes_and_polygons(yolo: Path):
+    data = open_objects(yolo)
+    train = data.split("train")
+    assert (data.whole.classes, data.whole.info["category_ids"]) == (["red", "blue"], [0, 1])
+    objects = train.read(0).target
+    assert objects.boxes.tolist() == [[24, 12, 40, 36], [0, 0, 32, 12]] and objects.labels.tolist() == [1, 0]
+    assert objects.segmentations[0] is None and objects.masks([1]).sum() == pytest.approx(32 * 12 / 2, rel=0.1)
+    assert len(train.read(1).target) == 0  # no text file: nothing in it
+    assert train.take([0]).targets[0].rows[0].id == 1
+    (yolo / "data.yaml").write_text(
+        "path: /gone/data\ntrain: train/images\nval: valid/images\nnames: {0: red, 3: blue}\n"
+    )
+    (yolo / "train/labels/a.txt").write_text("3 0.5 0.5 0.25 0.5\n")
+    data = open_objects(yolo / "data.yaml")
+    assert data.whole.info["category_ids"] == [0, 3] and data.split("train").read(0).target.labels.tolist() == [1]
+
+
+@pytest.mark.parametrize(("line", "words"), [
+    ("2 0.5 0.5 0.1 0.1", "train/labels/a.txt: line 1 has class 2"),
+    ("0 0.5 0.5 0.1", "train/labels/a.txt: line 1 has 3 numbers"),
+    ("0 0.5 0.5 0.1 0.1 0.9", "train/labels/a.txt: line 1 has 5 numbers"),
+    ("0 320 240 100 90", "train/labels/a.txt: line 1 is not in shares"),
+    ("red 0.5 0.5 0.1 0.1", "train/labels/a.txt: line 1 is not numbers"),
+])  # fmt: skip
+def test_yolo_refused_by_line(line: str, words: str, yolo: Path):
+    (yolo / "train/labels/a.txt").write_text(line + "\n")
+    with pytest.raises(UserError, match=words):
+        open_objects(yolo)
+
+
+def test_other_layouts(tmp_path: Path, photos: Path):
+    with pytest.raises(UserError, match="class folders are for --task classify"):
+        open_objects(photos)
+    with pytest.raises(UserError, match="no such folder or tar"):
+        open_objects(tmp_path / "nowhere")
+
+
+def test_scenes_have_boxes_and_masks():
+    sample = open_objects("scenes").split("val").read(2)
+    for i, (x0, y0, x1, y1) in enumerate(sample.target.boxes):
+        rows, columns = sample.target.masks([i])[0].nonzero()
+        assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == (x0, y0, x1, y1)
