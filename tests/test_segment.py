@@ -202,6 +202,18 @@ def test_what_is_measured_by_hand():
     assert [row["image"] for row in details["worst"]] == ["1.png", "2.png"]
 
 
+def test_the_thinnest_pictures_have_an_answer():
+    """At their aspect they would have no height at all."""
+    model = shaken(with_head(backbone(), {"name": "semantic-fpn", "head_channels": 16}, 3))
+    transform = SEGMENT.evaluation(description().prepared)
+    for size in ((2000, 3), (1, 700), (1, 1)):
+        with torch.no_grad():
+            (found,) = forward(model, SEGMENT.collate([(transform(Sample(Image.new("RGB", size), None, "x")), [])]))
+        assert found.shape == size[::-1]
+    tall = description().prepared(Image.new("RGB", (50, 90)))
+    assert tall.shape == (3, 57, 32)  # 32 / 50 of 90 is 57.6: as torchvision has it
+
+
 def test_pictures_of_several_sizes_are_seen_alone():
     """Answers are as large as the pictures were, and what one is filled up with changes nothing."""
     model = shaken(with_head(backbone(), {"name": "semantic-fpn", "head_channels": 32}, 3))
@@ -346,7 +358,8 @@ def test_predict_and_explain(trained: Path, squares: Path, tmp_path: Path, capsy
 def test_from_other_weights(trained: Path, squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     """From a segmenter of these classes all is taken, from a classifier the backbone; frozen parts stay as they are."""
     more = ["train", "--data", squares, *QUICK, *ARGS, "--epochs", 1, "--backbone-norm", "frozen", "--freeze-stages", 1]
-    output(capsys, *more, "--out", tmp_path / "again", "--init", trained)
+    assert main([*map(str, more), "--out", str(tmp_path / "again"), "--init", str(trained)]) == 0
+    assert "entries of the backbone are taken; the head is taken too" in capsys.readouterr().err
     before, after = read_checkpoint(trained)[1], read_checkpoint(tmp_path / "again")[1]
     moved = {k for k in before if not torch.equal(before[k], after[k])}
     assert not {k for k in moved if k.startswith(("backbone.stem", "backbone.stages.0"))}
