@@ -158,7 +158,7 @@ def test_what_is_not_installed_is_named(name: str, tmp_path: Path, monkeypatch: 
     """In one line, with the extra that brings it; before any work."""
     words, module, extra = LACKING[name]
     monkeypatch.chdir(tmp_path)
-    for imported in [n for n in sys.modules if n == name or n.startswith(f"{name}.") or n == module]:
+    for imported in [n for n in sys.modules if n in (name, module) or n.startswith(f"{name}.")]:
         monkeypatch.delitem(sys.modules, imported)
     monkeypatch.setitem(sys.modules, name, None)
     assert f"{name} is not installed; pip install 'glmix[{extra}]'" in mistake(capsys, *words)
