@@ -100,9 +100,7 @@ class Augmented:
     def __call__(self, sample: Sample) -> Sample:
         picture, classes = sample.image, tv_tensors.Mask(torch.from_numpy(np.array(sample.target)))
         least, largest = self.scales
-        short, long = self.preparation.size
-        usual = min(short / min(picture.size), long / max(picture.size))
-        factor = usual * (least + (largest - least) * torch.rand(()).item())
+        factor = self.preparation.factor(picture.size) * (least + (largest - least) * torch.rand(()).item())
         size = [max(1, round(side * factor)) for side in (picture.height, picture.width)]
         picture = v2.functional.resize(picture, size, self.interpolation)
         classes = v2.functional.resize(classes[None], size, InterpolationMode.NEAREST)[0]
