@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -20,7 +21,8 @@ from glmix.models.description import Description
 from glmix.models.fold import optimize_for_inference
 from glmix.models.weights import write_checkpoint
 
-TINY: dict[str, Any] = {"dims": (32, 32, 64, 64), "depths": (1, 1, 1, 1), "num_classes": 2}
+TINY: dict[str, Any] = {"dims": (32, 64), "depths": (1, 1), "mixers": ("glmix", "attention"), "num_classes": 2}
+FOUR: dict[str, Any] = {"dims": (32, 32, 64, 64), "depths": (1, 1, 2, 1)}
 CLASSES = ["blue_thing", "red_thing"]
 IMAGE = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
@@ -32,8 +34,8 @@ def tiny(variant: str, **options: Any) -> Any:
 
 
 def terms(form: str, precision: str = "fp32", variant: str = "glnet_pico") -> Terms:
-    preparation = Preparation(size=(64, 64))
-    return Terms(Description("classify", variant, TINY, CLASSES, CLASSES, preparation=preparation), form, precision)
+    preparation, options = Preparation(size=(64, 64)), {k: v for k, v in TINY.items() if k != "num_classes"}
+    return Terms(Description("classify", variant, options, CLASSES, CLASSES, preparation=preparation), form, precision)
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +62,9 @@ def files(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 @torch.no_grad()
 def test_the_form_for_engines_is_the_same_network(variant: str, engine: str) -> None:
-    model = tiny(variant, mixers=("glmix", "glmix", "alternate", "attention"), depths=(1, 1, 2, 1))
+    model = tiny(variant, **FOUR, mixers=("glmix", "glmix", "alternate", "attention"))
     graph = for_engine(optimize_for_inference(model), engine)
     torch.testing.assert_close(graph(IMAGE), model(IMAGE))
-    assert not any("Permute" in type(stage).__name__ for stage in graph.stages)
 
 
 @torch.no_grad()
@@ -90,14 +91,19 @@ def test_static(files: dict[str, Path], checkpoint: Path) -> None:
     torch.testing.assert_close(exported(x), model(x).detach(), rtol=1e-4, atol=1e-5)
 
 
+def figures(capsys: pytest.CaptureFixture, *arguments: object) -> dict[str, float]:
+    """What `glmix eval` measures."""
+    said = json.loads(output(capsys, "eval", "--workers", 0, "--json", *arguments))
+    assert said.pop("skipped") == []
+    return said
+
+
 @pytest.mark.parametrize("form", [*SUFFIX, "static"])
 def test_eval_and_predict_run_the_file(
     files: dict[str, Path], checkpoint: Path, photos: Path, form: str, capsys: pytest.CaptureFixture
 ) -> None:
     """The figures and answers are those of the checkpoint."""
-    arguments = ["--data", photos, "--workers", 0, "--json"]
-    wanted = json.loads(output(capsys, "eval", "--checkpoint", checkpoint, *arguments))
-    given = json.loads(output(capsys, "eval", "--checkpoint", files[form], *arguments))
+    wanted, given = (figures(capsys, "--checkpoint", c, "--data", photos) for c in (checkpoint, files[form]))
     assert given == pytest.approx(wanted, rel=1e-4)
     photo = photos / "val" / "red_thing" / "0.png"
     answers = [output(capsys, "predict", "--checkpoint", p, photo) for p in (checkpoint, files[form])]
@@ -105,43 +111,41 @@ def test_eval_and_predict_run_the_file(
 
 
 def test_fast_gives_the_same(checkpoint: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    arguments = ["--checkpoint", checkpoint, "--data", photos, "--workers", 0, "--json"]
-    wanted, given = (json.loads(output(capsys, "eval", *arguments, *more)) for more in ([], ["--fast"]))
+    arguments = ["--checkpoint", checkpoint, "--data", photos]
+    wanted, given = (figures(capsys, *arguments, *more) for more in ([], ["--fast"]))
     assert given == pytest.approx(wanted, rel=1e-4)
     photo = photos / "val" / "red_thing" / "0.png"
     pictures = []
     for more in ([], ["--fast"]):
         out = tmp_path / str(len(more))
         output(capsys, "explain", "--checkpoint", checkpoint, "--out", out, "--figures", "slots", *more, photo)
-        pictures.append(Image.open(next(out.glob("*.png"))).tobytes())
-    assert pictures[0] == pictures[1]
+        pictures.append(np.asarray(Image.open(next(out.glob("*.png")))).astype(int))
+    assert abs(pictures[0] - pictures[1]).max() <= 2  # of 255: what rounding does to a colour
 
 
-@pytest.mark.parametrize("form", ["openvino", "torch"])
-def test_bf16(form: str, tmp_path: Path) -> None:
-    model = tiny("glnet_stl")
-    path = tmp_path / f"half{SUFFIX[form]}"
-    found = write(model, static(terms(form, "bf16")), path)
+def test_bf16(checkpoint: Path, tmp_path: Path) -> None:
+    model, described = load(checkpoint)
+    found = write(model, static(Terms(described, "openvino", "bf16")), tmp_path / "half.xml")
     assert len(found) == 2 and all("top-1 agrees" in line for line in found)
     x = torch.randn(1, 3, 64, 64)
-    torch.testing.assert_close(open_exported(path)(x), model(x).detach(), rtol=0.1, atol=0.1)
+    torch.testing.assert_close(open_exported(tmp_path / "half.xml")(x), model(x).detach(), rtol=0.1, atol=0.1)
 
 
-def test_int8_with_its_accuracy(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.slow
+def test_int8_with_its_accuracy(
+    files: dict[str, Path], checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     data = tmp_path / "data"
     for split, count in (("train", 16), ("val", 2)):
         for name, colour in (("blue_thing", (20, 40, 200)), ("red_thing", (200, 30, 30))):
             (data / split / name).mkdir(parents=True)
             for i in range(count):
-                Image.effect_noise((64, 64), 40 + i).convert("RGB").point(lambda v, c=colour: v).save(
-                    data / split / name / f"{i}.png"
-                )
+                noise = Image.effect_noise((64, 64), 40 + i).convert("RGB")
+                Image.blend(noise, Image.new("RGB", noise.size, colour), 0.5).save(data / split / name / f"{i}.png")
     path = tmp_path / "small.xml"
     said = output(capsys, "export", "--checkpoint", checkpoint, "--precision", "int8", "--static", "--data", data, path)
     assert "before: top-1" in said and "after: top-1" in said
-    plain = tmp_path / "plain.xml"
-    output(capsys, "export", "--checkpoint", checkpoint, "--static", plain)
-    assert path.with_suffix(".bin").stat().st_size < 0.6 * plain.with_suffix(".bin").stat().st_size
+    assert path.with_suffix(".bin").stat().st_size < 0.6 * files["static"].with_suffix(".bin").stat().st_size
 
 
 def test_a_file_that_computes_something_else_is_not_kept(tmp_path: Path) -> None:

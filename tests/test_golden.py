@@ -109,7 +109,12 @@ def test_inference(file: str, dtype: str) -> None:
     assert not differences(inference(model, case, inputs, DTYPES[dtype]), theirs, DTYPES[dtype])
 
 
-@pytest.mark.parametrize("file", files("eval"))
+LARGE = ("glnet_9g", "glnet_16g")  # seconds each; what is folded in them alone, LayerScale, test_fold.py has in small
+
+
+@pytest.mark.parametrize(
+    "file", [pytest.param(f, marks=[pytest.mark.slow] * f.startswith(LARGE)) for f in files("eval")]
+)
 @torch.no_grad()
 def test_folded_inference(file: str) -> None:
     """What `optimize_for_inference` makes computes the same: features, slots, and logits by either way to them."""

@@ -201,7 +201,9 @@ assert main(["label-tokens", "--teacher", run, "--data", photos, "--out", out + 
 
 
 @pytest.mark.slow
-def test_two_processes_use_a_model_as_one_does(run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_two_processes_use_a_model_as_one_does(
+    run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Each takes its share, and the files are those of one process: predictions, features, reports, slots, labels."""
     data = tmp_path / "data"
     shutil.copytree(photos, data)

@@ -1,6 +1,7 @@
 """Segmentation: heads held to other implementations, what is measured held to numbers worked out by hand, and the commands."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from helpers import mistake, output
 from PIL import Image
 from torch import Tensor, nn
 
+from glmix.cli import main
 from glmix.data.loading import Batch
 from glmix.data.masks import IGNORED, open_maps
 from glmix.data.prepare import Preparation
@@ -288,8 +290,6 @@ ARGS = ["--model-args", "{dims: [32, 32, 32, 32], depths: [1, 1, 1, 1], slot_gri
 
 @pytest.fixture(scope="module")
 def trained(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from glmix.cli import main
-
     out = tmp_path_factory.mktemp("runs") / "run"
     assert main(["train", "--data", str(squares), "--out", str(out), *QUICK, *ARGS]) == 0
     return out
@@ -366,3 +366,37 @@ def test_mistakes(trained: Path, squares: Path, photos: Path, tmp_path: Path, ca
     assert "nothing to draw" in mistake(capsys, "predict", photos / "val/red_thing/0.png", "--pictures", tmp_path / "p")
     assert "are of segmentation" in mistake(capsys, "eval", "--data", photos, "--flip")
     assert "head" in mistake(capsys, "train", *QUICK, "--data", squares, *out, "--head", "retinanet")
+
+
+def test_a_run_names_what_it_cannot_use(squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Before it begins, and goes on without; where nothing of a split can be used, it does not begin."""
+    data = tmp_path / "data"
+    shutil.copytree(squares, data)
+    (data / "train" / "5.png").write_bytes(b"cut off")
+    (data / "valannot" / "1.png").write_bytes(b"cut off")
+    more = ["train", "--data", data, *QUICK, *ARGS, "--epochs", 1, "--limit-train-batches", 1]
+    for run, lines in (("run", 2), ("unasked", 0)):
+        asked = [] if lines else ["--check", "false"]
+        assert main([*map(str, more), *asked, "--out", str(tmp_path / run)]) == 0
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("unusable: ")]
+        assert len(said) == lines
+        assert all(name in line for name, line in zip(("train/5.png: ", "valannot/1.png: "), said, strict=False))
+    for path in (data / "val").glob("*.png"):
+        path.write_bytes(b"cut off")
+    assert "no validation image can be used" in mistake(capsys, *more, "--out", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_recomputed_activations_change_nothing():
+    """--grad-checkpointing: the gradients of a segmenter are the same."""
+    images, classes = torch.randn(2, 3, 64, 64), torch.randint(0, 3, (2, 64, 64))
+    found = []
+    for recomputed in (False, True):
+        torch.manual_seed(0)
+        model = with_head(backbone(), {"name": "semantic-fpn", "head_channels": 16}, 3)
+        model.set_grad_checkpointing(recomputed)
+        assert model.backbone.stages[0].grad_checkpointing is recomputed
+        SegmentLoss(SegmentOptions(), model, description())(model, Batch(images, list(classes), []), 0).backward()
+        found.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert len(found[0]) == len(found[1]) > 50
+    assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(*found, strict=True))

@@ -28,7 +28,7 @@ def export(
     precision: Literal["fp32", "bf16", "int8"] = "fp32",
     image_size: SideOrZero = 0,
     data: str = "",
-    images: PositiveInt = 300,
+    calibrate: PositiveInt = 300,
 ) -> None:
     """A model as a file for an engine, from the folded network, checked against it.
 
@@ -40,7 +40,7 @@ def export(
         precision: fp32; bf16 (OpenVINO, PyTorch), for hardware that computes in it; int8 (OpenVINO).
         image_size: side of the images; 0 for that of the checkpoint.
         data: for int8: as for `glmix train`; its training images give the ranges, its validation images the accuracy.
-        images: for int8: how many images give the ranges.
+        calibrate: for int8: how many images give the ranges.
     """
     path = Path(file)
     format = format or SUFFIXES.get(path.suffix, "")  # type: ignore[assignment]  # noqa: A001
@@ -60,7 +60,7 @@ def export(
     calibration: list[torch.Tensor] = []
     if data:
         source = task.open(data).split("train")
-        chosen = source.take(spread(len(source), min(images, len(source))))
+        chosen = source.take(spread(len(source), min(calibrate, len(source))))
         calibration = [described.prepared(chosen.read(i).image)[None] for i in range(len(chosen))]
     for line in write(model, terms, path, calibration):
         print(line)

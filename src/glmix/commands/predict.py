@@ -21,7 +21,7 @@ def predict(
     sources: list[str],
     checkpoint: str = SHIPPED,
     out: str = "",
-    top: int = 0,
+    top: int | None = None,
     sheet: str = "",
     pictures: str = "",
     image_size: int = 0,
@@ -40,7 +40,7 @@ def predict(
         checkpoint: run folder, file (ours, a released one, or of `glmix export`) or model name; left out, the weights that
             ship.
         out: file for all answers instead of the terminal, .csv, .jsonl or .parquet: a row for each.
-        top: answers per image at most; 0 for three classes, or all objects.
+        top: answers per image at most; left out, three classes, or all objects.
         sheet: picture file for a contact sheet: images, spread over all, with their answers.
         pictures: folder for pictures of what was found, of segmenters and detectors; of the latter also predictions.json,
             in COCO's form and with the category ids of the data.
@@ -50,8 +50,8 @@ def predict(
         workers: processes that load images; -1 chooses.
         json: print one JSON object per image instead of sentences.
     """
-    if top < 0:
-        raise UserError(f"--top {top}: at least one, or 0 for the usual")
+    if top is not None and top < 1:
+        raise UserError(f"--top {top}: at least one")
     if out:
         check_ending(Path(out))
         if json:

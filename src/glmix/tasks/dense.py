@@ -23,14 +23,17 @@ class DenseOptions(TrainOptions):
         backbone_norm: statistics of the backbone's BatchNorm: of each batch (train), of those of all processes (sync,
             CUDA), or as they are in the checkpoint of --init (frozen), for small batches.
         freeze_stages: first stages of the backbone that do not learn, the stem with them.
+        check: read all of the data before the run begins, and name what of it cannot be used and is left out.
     """
 
     head: str = ""
     head_channels: NonNegativeInt = 0
     backbone_norm: Literal["frozen", "sync", "train"] = "train"
     freeze_stages: NonNegativeInt = 0
+    check: bool = True
 
     GROUPS: ClassVar[dict[str, str]] = TrainOptions.GROUPS | {"head": "the head"}
+    FREE: ClassVar[set[str]] = TrainOptions.FREE | {"check"}
 
     def __post_init__(self) -> None:
         self.sync_bn = self.sync_bn or self.backbone_norm == "sync"

@@ -14,6 +14,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
+from glmix.data.check import check_maps
 from glmix.data.images import BadImage
 from glmix.data.loading import Batch, Transform, padded
 from glmix.data.masks import IGNORED, open_maps
@@ -341,4 +342,5 @@ SEGMENT = Task(
     forward=forward,
     views=Views,
     draw=draw,
+    check=check_maps,
 )
