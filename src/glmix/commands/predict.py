@@ -4,12 +4,11 @@ import json as json_module
 from pathlib import Path
 from typing import Any
 
-from glmix.commands.common import load_for_images, pick_device
+from glmix.commands.common import load_for_images, mark_of, pick_device
 from glmix.data.pictures import open_pictures
 from glmix.errors import UserError
 from glmix.files import written_whole
 from glmix.models import SHIPPED
-from glmix.models.weights import fingerprint
 from glmix.ranges import NonNegativeInt, Workers
 from glmix.tasks import task_named
 from glmix.training.processes import join_processes
@@ -75,7 +74,7 @@ def predict(
     collected: dict[int, Any] = {}
     failed = 0
     if out:
-        settings = {"command": "predict", "task": described.task, "weights": fingerprint(model), "top": top}
+        settings = {"command": "predict", "task": described.task, "weights": mark_of(model, checkpoint), "top": top}
         settings |= {"classes": described.classes, "preparation": described.prepared.asdict()}
         journal = stream.kept(Path(out), settings, processes)
         if not processes.first:

@@ -161,6 +161,8 @@ def clocked(run: Forward, images: Tensor) -> float:
 
 def gmacs(name: str, size: int) -> float:
     """Billions of multiply-adds of one image: convolutions, matrix products, attention, as published figures count."""
+    if not timm.is_model(name):
+        raise UserError(f"no model {name!r} in timm")
     with torch.device("meta"):
         model = timm.create_model(name).eval()
     with FlopCounterMode(display=False) as counter:
