@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import output
+from helpers import mistake, output
 from matplotlib.figure import Figure
 from pages import ROOT
 from PIL import Image
 
-from glmix.data.loading import Prepared
+from glmix.data.loading import OfImage, Prepared, stack
+from glmix.data.pictures import open_pictures
 from glmix.data.prepare import Preparation
 from glmix.data.scenes import write_scenes
 from glmix.data.sources import open_data
@@ -27,6 +28,7 @@ from glmix.files import plain_name, readable
 from glmix.fonts import files_for, pen_font
 from glmix.slots.figures import save_figure
 from glmix.tasks import TASKS
+from glmix.use.streams import WithReasons
 
 NO_SYSTEM_TAKES = re.compile(r'[<>:"|?*\\]|(^|/)(con|prn|aux|nul|com\d|lpt\d)(\.|/|$)|[ .](/|$)', re.I)
 
@@ -89,7 +91,7 @@ def test_loading_processes_need_no_fork(name: str, tmp_path: Path):
     """All that a loading process is given can be sent to one that begins from nothing."""
     task = TASKS[name]
     write_scenes(tmp_path, 20, 0, 64)
-    source = task.open(str(tmp_path)).split("val")
+    source = task.open("scenes" if name == "segment" else str(tmp_path)).split("val")
     preparation = replace(Preparation(), size=(64, 64))
     sent = pickle.dumps((Prepared(source, task.evaluation(preparation)), task.collate))
     prepared, collate = pickle.loads(sent)
@@ -98,6 +100,14 @@ def test_loading_processes_need_no_fork(name: str, tmp_path: Path):
     assert torch.equal(
         collate([prepared[key] for key in keys]).images, task.collate([ours[key] for key in keys]).images
     )
+
+
+def test_images_without_labels_need_no_fork(photos: Path):
+    sources = open_pictures([str(photos / "val"), str(next((photos / "train").rglob("*.png")))])
+    sent = pickle.loads(pickle.dumps((Prepared(sources, OfImage(Preparation(size=(32, 32)))), WithReasons(stack))))
+    batch, reasons = sent[1]([sent[0][(0, index, 0)] for index in (0, 8)])
+    assert batch.images.shape == (2, 3, 32, 32) and batch.names == [sources.files[0], sources.files[8]]
+    assert reasons == ["", ""]
 
 
 def test_names_of_files_that_every_system_takes(tmp_path: Path):
@@ -143,3 +153,23 @@ def test_doctor(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
     for word in (torch.__version__, "CPU cores", "precision", "images/s"):
         assert word in said
     assert "images/s" not in output(capsys, "doctor", "--seconds", 0)
+
+
+LACKING = {
+    "lightning": (["train", "--data", "scenes", "--out", "run"], "glmix.commands.train", "train"),
+    "pyarrow": (["predict", "scenes", "--out", "a.parquet"], "", "tables"),
+    "sklearn": (["eval", "--data", "scenes", "--knn"], "", "evaluate"),
+    "datasets": (["predict", "hf:me/mine"], "", "train"),
+}
+
+
+@pytest.mark.parametrize("name", LACKING)
+def test_what_is_not_installed_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """In one line, with the extra that brings it; before any work."""
+    words, module, extra = LACKING[name]
+    monkeypatch.chdir(tmp_path)
+    for imported in [n for n in sys.modules if n in (name, module) or n.startswith(f"{name}.")]:
+        monkeypatch.delitem(sys.modules, imported)
+    monkeypatch.setitem(sys.modules, name, None)
+    assert f"{name} is not installed; pip install 'glmix[{extra}]'" in mistake(capsys, *words)
+    assert not list(tmp_path.iterdir())

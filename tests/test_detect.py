@@ -155,6 +155,23 @@ def test_width_follows_the_backbone(model: str, width: int):
         )
 
 
+def test_boxes_come_back_to_the_picture():
+    """A box around all that the network sees is one around the picture, of whatever size and aspect that was."""
+
+    class Whole(nn.Module):
+        def forward(self, images: torch.Tensor, sizes: list[tuple[int, int]]) -> list[dict[str, torch.Tensor]]:
+            return [{"boxes": torch.tensor([[0.0, 0, w, h], [w / 2, 0, w, h / 2]])} for h, w in sizes]
+
+    task = task_named("detect")
+    preparation = task.prepare(DetectOptions(image_size=(64, 96)), timm.create_model("convnext_atto"))
+    pictures = [Image.new("RGB", (200, 100)), Image.new("RGB", (30, 40))]
+    batch = task.collate([(task.evaluation(preparation)(Sample(p, None, str(i))), []) for i, p in enumerate(pictures)])
+    assert batch.sizes == [(48, 96), (85, 64)]
+    for picture, found in zip(pictures, task.forward(Whole(), batch), strict=True):
+        width, height = picture.size
+        assert found["boxes"].tolist() == [[0, 0, width, height], [width / 2, 0, width, height / 2]]
+
+
 # --- augmentation
 
 

@@ -184,3 +184,47 @@ def test_run_describes_itself(run: Path):
     for name in ("epoch", "train_loss", "val_top1", "lr", "images_per_second", "data_wait_percent", "memory_gb"):
         assert name in row
     assert any(name.endswith("assignment_entropy") for name in row) and any(name.endswith("/scale") for name in row)
+
+
+TOGETHER = """
+import sys
+from glmix.cli import main
+run, photos, out = sys.argv[1:]
+weights = ["--checkpoint", run, "--batch-size", "2", "--workers", "0"]
+assert main(["predict", photos, *weights, "--out", out + "/a.csv"]) in (0, 1)  # 1 of the first process
+assert main(["embed", photos, *weights, "--out", out + "/a.npz"]) in (0, 1)
+assert main(["eval", "--data", photos, *weights, "--json", "--report", out + "/report"]) == 0
+assert main(["eval", "--data", photos, *weights, "--knn", "--json"]) == 0
+assert main(["explain", "--folder", photos, "--checkpoint", run, "--out", out + "/slots", "--batch-size", "2"]) == 0
+assert main(["label-tokens", "--teacher", run, "--data", photos, "--out", out + "/labels", "--size", "64"]) == 0
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_use_a_model_as_one_does(
+    run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Each takes its share, and the files are those of one process: predictions, features, reports, slots, labels."""
+    data = tmp_path / "data"
+    shutil.copytree(photos, data)
+    (data / "train" / "red_thing" / "3x.png").write_text("no image")
+    for split in ("train", "val"):
+        for i in range(20):  # more than a page of contact sheets
+            shutil.copy(data / split / "red_thing" / "1.png", data / split / "red_thing" / f"more{i}.png")
+    (tmp_path / "together.py").write_text(TOGETHER)
+    printed = {}
+    for name, starter in (("one", [sys.executable]), ("two", TORCHRUN[:-2])):
+        (tmp_path / name).mkdir()
+        command = [*starter, tmp_path / "together.py", run, data, tmp_path / name]
+        said = run_processes(command, tmp_path)
+        printed[name] = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    assert printed["one"][1] == printed["two"][1]
+    one, two = printed["one"][0], printed["two"][0]
+    assert one["images"] == two["images"] and one["top1"] == two["top1"]
+    assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
+    files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*") if p.is_file())
+    assert len(files) > 70
+    assert files == sorted(p.relative_to(tmp_path / "two") for p in (tmp_path / "two").rglob("*") if p.is_file())
+    for file in files:
+        if file.suffix in (".csv", ".npz", ".npy") or file.name.startswith("contact"):
+            assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file

@@ -1,6 +1,10 @@
 """Segmentation: heads held to other implementations, what is measured held to numbers worked out by hand, and the commands."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ from helpers import mistake, output
 from PIL import Image
 from torch import Tensor, nn
 
+from glmix.cli import main
 from glmix.data.loading import Batch
 from glmix.data.masks import IGNORED, open_maps
 from glmix.data.prepare import Preparation
@@ -197,6 +202,18 @@ def test_what_is_measured_by_hand():
     assert [row["image"] for row in details["worst"]] == ["1.png", "2.png"]
 
 
+def test_the_thinnest_pictures_have_an_answer():
+    """At their aspect they would have no height at all."""
+    model = shaken(with_head(backbone(), {"name": "semantic-fpn", "head_channels": 16}, 3))
+    transform = SEGMENT.evaluation(description().prepared)
+    for size in ((2000, 3), (1, 700), (1, 1)):
+        with torch.no_grad():
+            (found,) = forward(model, SEGMENT.collate([(transform(Sample(Image.new("RGB", size), None, "x")), [])]))
+        assert found.shape == size[::-1]
+    tall = description().prepared(Image.new("RGB", (50, 90)))
+    assert tall.shape == (3, 57, 32)  # 32 / 50 of 90 is 57.6: as torchvision has it
+
+
 def test_pictures_of_several_sizes_are_seen_alone():
     """Answers are as large as the pictures were, and what one is filled up with changes nothing."""
     model = shaken(with_head(backbone(), {"name": "semantic-fpn", "head_channels": 32}, 3))
@@ -288,8 +305,6 @@ ARGS = ["--model-args", "{dims: [32, 32, 32, 32], depths: [1, 1, 1, 1], slot_gri
 
 @pytest.fixture(scope="module")
 def trained(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from glmix.cli import main
-
     out = tmp_path_factory.mktemp("runs") / "run"
     assert main(["train", "--data", str(squares), "--out", str(out), *QUICK, *ARGS]) == 0
     return out
@@ -343,7 +358,8 @@ def test_predict_and_explain(trained: Path, squares: Path, tmp_path: Path, capsy
 def test_from_other_weights(trained: Path, squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     """From a segmenter of these classes all is taken, from a classifier the backbone; frozen parts stay as they are."""
     more = ["train", "--data", squares, *QUICK, *ARGS, "--epochs", 1, "--backbone-norm", "frozen", "--freeze-stages", 1]
-    output(capsys, *more, "--out", tmp_path / "again", "--init", trained)
+    assert main([*map(str, more), "--out", str(tmp_path / "again"), "--init", str(trained)]) == 0
+    assert "entries of the backbone are taken; the head is taken too" in capsys.readouterr().err
     before, after = read_checkpoint(trained)[1], read_checkpoint(tmp_path / "again")[1]
     moved = {k for k in before if not torch.equal(before[k], after[k])}
     assert not {k for k in moved if k.startswith(("backbone.stem", "backbone.stages.0"))}
@@ -366,3 +382,84 @@ def test_mistakes(trained: Path, squares: Path, photos: Path, tmp_path: Path, ca
     assert "nothing to draw" in mistake(capsys, "predict", photos / "val/red_thing/0.png", "--pictures", tmp_path / "p")
     assert "are of segmentation" in mistake(capsys, "eval", "--data", photos, "--flip")
     assert "head" in mistake(capsys, "train", *QUICK, "--data", squares, *out, "--head", "retinanet")
+
+
+def test_a_run_names_what_it_cannot_use(squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Before it begins, and goes on without; where nothing of a split can be used, it does not begin."""
+    data = tmp_path / "data"
+    shutil.copytree(squares, data)
+    (data / "train" / "5.png").write_bytes(b"cut off")
+    (data / "valannot" / "1.png").write_bytes(b"cut off")
+    more = ["train", "--data", data, *QUICK, *ARGS, "--epochs", 1, "--limit-train-batches", 1]
+    for run, lines in (("run", 2), ("unasked", 0)):
+        asked = [] if lines else ["--check", "false"]
+        assert main([*map(str, more), *asked, "--out", str(tmp_path / run)]) == 0
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("unusable: ")]
+        assert len(said) == lines
+        assert all(name in line for name, line in zip(("train/5.png: ", "valannot/1.png: "), said, strict=False))
+    for path in (data / "val").glob("*.png"):
+        path.write_bytes(b"cut off")
+    assert "no validation image can be used" in mistake(capsys, *more, "--out", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["semantic-fpn", "upernet"])
+def test_two_processes_measure_all_of_the_data(head: str, squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """What a run of two processes says of its weights is what one process finds on all images, three here."""
+    data, out = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(squares, data)
+    (data / "val" / "3.png").unlink()
+    two = [sys.executable, *"-m torch.distributed.run --standalone --nproc-per-node 2 -m glmix.cli train".split()]
+    arguments = ["--data", data, "--out", out, *QUICK, *ARGS, "--head", head, "--epochs", 2, "--batch-size", 2]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*map(str, [*two, *arguments])], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    last = out / "last.safetensors"
+    scores = json.loads(output(capsys, "eval", "--checkpoint", last, "--data", data, "--json"))
+    said = read_checkpoint(last)[0].info
+    assert scores["images"] == 3
+    assert {name: said[f"val_{name}"] for name in ("miou", "macc", "aacc")} == pytest.approx(
+        {name: scores[name] for name in ("miou", "macc", "aacc")}
+    )
+
+
+@pytest.mark.slow
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["upernet", "semantic-fpn"])
+def test_onnx(name: str, tmp_path: Path):
+    """Exported to ONNX with free sides, the scores of an image of any size are the same."""
+    runtime = pytest.importorskip("onnxruntime")
+    model = shaken(with_head(backbone(), {"name": name, "head_channels": 32}, 4))
+    sides = {2: torch.export.Dim("height", min=33), 3: torch.export.Dim("width", min=33)}
+    file, example = tmp_path / "model.onnx", torch.randn(1, 3, 64, 96)
+    torch.onnx.export(model, (example,), file, dynamo=True, dynamic_shapes=(sides,), verbose=False)
+    session = runtime.InferenceSession(file)
+    image = torch.randn(1, 3, 75, 101)
+    (scores,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
+    np.testing.assert_allclose(scores, model(image).numpy(), atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["semantic-fpn", "upernet"])
+def test_scenes_are_learned(head: str, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """The recipe of the quickstart, with both heads."""
+    recipe = Path(__file__).parent.parent / "recipes" / "dense" / "scenes_segment.yaml"
+    output(capsys, "train", "--config", recipe, "--head", head, "--out", tmp_path / "run")
+    scores = json.loads(output(capsys, "eval", "--checkpoint", tmp_path / "run", "--data", "scenes", "--json"))
+    assert scores["miou"] >= 90 and scores["images"] == 800
+
+
+def test_recomputed_activations_change_nothing():
+    """--grad-checkpointing: the gradients of a segmenter are the same."""
+    images, classes = torch.randn(2, 3, 64, 64), torch.randint(0, 3, (2, 64, 64))
+    found = []
+    for recomputed in (False, True):
+        torch.manual_seed(0)
+        model = with_head(backbone(), {"name": "semantic-fpn", "head_channels": 16}, 3)
+        model.set_grad_checkpointing(recomputed)
+        assert model.backbone.stages[0].grad_checkpointing is recomputed
+        SegmentLoss(SegmentOptions(), model, description())(model, Batch(images, list(classes), []), 0).backward()
+        found.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert len(found[0]) == len(found[1]) > 50
+    assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(*found, strict=True))

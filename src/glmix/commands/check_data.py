@@ -2,11 +2,9 @@
 
 from typing import Literal
 
-from glmix.data.check import check_maps, check_samples
+from glmix.data.check import check_samples
 from glmix.errors import UserError
 from glmix.tasks import task_named
-
-CHECKS = {"segment": check_maps}  # all others: that each sample can be read
 
 
 def check_data(data: str, task: Literal["segment", "detect", "classify"]) -> None:
@@ -16,11 +14,12 @@ def check_data(data: str, task: Literal["segment", "detect", "classify"]) -> Non
         data: as for `glmix train`.
         task: what it is to be used for.
     """
-    opened = task_named(task).open(data)
+    meant = task_named(task)
+    opened = meant.open(data)
     whole = opened.whole
     for found in opened.left_out:
         print(f"not used: {found}")
-    problems = CHECKS.get(task, check_samples)(whole)
+    problems = (meant.check or check_samples)(whole)
     for found in problems:
         print(f"unusable: {found}")
     parts = ", ".join(f"{len(indices)} {split}" for split, indices in opened.named.items())

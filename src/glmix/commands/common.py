@@ -1,7 +1,9 @@
 """What several commands share."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import torch
 
@@ -11,6 +13,7 @@ from glmix.export.files import is_exported, open_exported
 from glmix.models import GLNet, load, network_of
 from glmix.models.description import Description
 from glmix.models.fold import optimize_for_inference
+from glmix.models.weights import fingerprint
 
 
 def pick_device() -> torch.device:
@@ -59,6 +62,11 @@ def load_for_images(checkpoint: str, image_size: int = 0, fast: bool = False) ->
     if image_size:
         described.preparation = described.preparation.at(image_size)
     return folded(model.to(pick_device())) if fast else model.to(pick_device()), described
+
+
+def mark_of(model: Any, checkpoint: str) -> str:
+    """A checksum of weights: of a model's own, or of an exported file."""
+    return fingerprint(model) if not is_exported(checkpoint) else f"{crc32(Path(checkpoint).read_bytes()):08x}"
 
 
 def folded(model: Any) -> Any:

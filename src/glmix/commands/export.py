@@ -70,5 +70,7 @@ def export(
         source = task.align(held_out(task.open(data), described), described, data)
         for what, network in (("before", model), ("after", open_exported(path))):
             metrics = task.metrics(described)
-            scores, used, _ = measured(task, network, described, metrics, source, 0, default_workers(), join_processes())
+            scores, used, _ = measured(
+                task, network, described, metrics, source, 0, default_workers(), join_processes()
+            )
             print(f"{what}: {task.describe(scores)} on {used} images")

@@ -4,12 +4,11 @@ import json as json_module
 from pathlib import Path
 from typing import Any
 
-from glmix.commands.common import load_for_images, pick_device
+from glmix.commands.common import load_for_images, mark_of, pick_device
 from glmix.data.pictures import open_pictures
 from glmix.errors import UserError
 from glmix.files import written_whole
 from glmix.models import SHIPPED
-from glmix.models.weights import fingerprint
 from glmix.ranges import NonNegativeInt, Workers
 from glmix.tasks import task_named
 from glmix.training.processes import join_processes
@@ -22,7 +21,7 @@ def predict(
     sources: list[str],
     checkpoint: str = SHIPPED,
     out: str = "",
-    top: int = 0,
+    top: int | None = None,
     sheet: str = "",
     pictures: str = "",
     image_size: int = 0,
@@ -41,7 +40,7 @@ def predict(
         checkpoint: run folder, file (ours, a released one, or of `glmix export`) or model name; left out, the weights that
             ship.
         out: file for all answers instead of the terminal, .csv, .jsonl or .parquet: a row for each.
-        top: answers per image at most; 0 for three classes, or all objects.
+        top: answers per image at most; left out, three classes, or all objects.
         sheet: picture file for a contact sheet: images, spread over all, with their answers.
         pictures: folder for pictures of what was found, of segmenters and detectors; of the latter also predictions.json,
             in COCO's form and with the category ids of the data.
@@ -51,8 +50,8 @@ def predict(
         workers: processes that load images; -1 chooses.
         json: print one JSON object per image instead of sentences.
     """
-    if top < 0:
-        raise UserError(f"--top {top}: at least one, or 0 for the usual")
+    if top is not None and top < 1:
+        raise UserError(f"--top {top}: at least one")
     if out:
         check_ending(Path(out))
         if json:
@@ -75,7 +74,7 @@ def predict(
     collected: dict[int, Any] = {}
     failed = 0
     if out:
-        settings = {"command": "predict", "task": described.task, "weights": fingerprint(model), "top": top}
+        settings = {"command": "predict", "task": described.task, "weights": mark_of(model, checkpoint), "top": top}
         settings |= {"classes": described.classes, "preparation": described.prepared.asdict()}
         journal = stream.kept(Path(out), settings, processes)
         if not processes.first:

@@ -23,14 +23,17 @@ class DenseOptions(TrainOptions):
         backbone_norm: statistics of the backbone's BatchNorm: of each batch (train), of those of all processes (sync,
             CUDA), or as they are in the checkpoint of --init (frozen), for small batches.
         freeze_stages: first stages of the backbone that do not learn, the stem with them.
+        check: read all of the data before the run begins, and name what of it cannot be used and is left out.
     """
 
     head: str = ""
     head_channels: NonNegativeInt = 0
     backbone_norm: Literal["frozen", "sync", "train"] = "train"
     freeze_stages: NonNegativeInt = 0
+    check: bool = True
 
     GROUPS: ClassVar[dict[str, str]] = TrainOptions.GROUPS | {"head": "the head"}
+    FREE: ClassVar[set[str]] = TrainOptions.FREE | {"check"}
 
     def __post_init__(self) -> None:
         self.sync_bn = self.sync_bn or self.backbone_norm == "sync"
@@ -52,8 +55,11 @@ def start(model: nn.Module, options: DenseOptions, description: Description) -> 
     Raises:
         UserError: more stages are to be frozen than there are.
     """
-    said = load_body(model, options.init, description.classes) if options.init else ""
-    net = network_of(model)
+    said, net = "", network_of(model)
+    if options.init:
+        kept = load_body(model, options.init, description.classes) == "head kept"
+        said = f"{options.init}: all {len(net.state_dict())} entries of the backbone are taken; the head is "
+        said += "taken too" if kept else "new"
     if options.backbone_norm == "frozen":
         for part in net.modules():
             if isinstance(part, _BatchNorm):

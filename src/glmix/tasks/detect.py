@@ -16,6 +16,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import masks_to_boxes
 from torchvision.transforms import InterpolationMode, v2
 
+from glmix.data.check import check_samples
 from glmix.data.detection import open_objects
 from glmix.data.loading import Batch, Transform, padded
 from glmix.data.objects import Objects, ObjectSource, decoded, encoded, run_lengths
@@ -477,4 +478,5 @@ DETECT = Task(
     | {"mask": str},
     rows=table_rows,
     forward=forward,
+    check=check_samples,
 )

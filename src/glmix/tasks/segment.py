@@ -14,6 +14,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
+from glmix.data.check import check_maps
 from glmix.data.images import BadImage
 from glmix.data.loading import Batch, Transform, padded
 from glmix.data.masks import IGNORED, open_maps
@@ -99,9 +100,7 @@ class Augmented:
     def __call__(self, sample: Sample) -> Sample:
         picture, classes = sample.image, tv_tensors.Mask(torch.from_numpy(np.array(sample.target)))
         least, largest = self.scales
-        short, long = self.preparation.size
-        usual = min(short / min(picture.size), long / max(picture.size))
-        factor = usual * (least + (largest - least) * torch.rand(()).item())
+        factor = self.preparation.factor(picture.size) * (least + (largest - least) * torch.rand(()).item())
         size = [max(1, round(side * factor)) for side in (picture.height, picture.width)]
         picture = v2.functional.resize(picture, size, self.interpolation)
         classes = v2.functional.resize(classes[None], size, InterpolationMode.NEAREST)[0]
@@ -341,4 +340,5 @@ SEGMENT = Task(
     forward=forward,
     views=Views,
     draw=draw,
+    check=check_maps,
 )

@@ -40,6 +40,8 @@ from glmix.training.progress import EpochRows, write_report
 from glmix.training.resuming import ResumePoints, SafeCheckpointIO, occupied, where_to_begin
 from glmix.training.task import Task
 
+NAMED = 5  # unusable images of a split, before a run begins
+
 
 def fit(task: Task, options: TrainOptions) -> Trained:
     """Train, or go on with, the run that `options` describe.
@@ -102,6 +104,7 @@ def prepare(
         raise UserError(
             f"{options.data}: {len(learned)} training images are fewer than a batch of {order.step_size}; lower --batch-size"
         )
+    unusable = checked(task, options, learned, held_out) if rank == 0 else []
     head = options.described_head()
     description = Description(task.name, name, options.model_args, learned.classes, learned.names, head=head)
     model = task.build(description, drop_path_rate=options.drop_path)
@@ -126,7 +129,7 @@ def prepare(
     model = model.to(memory_format=torch.channels_last)
     trained = Trained(task, model, options, order, description, digests)
     if rank == 0:
-        say_what_is_learned(learned, held_out, [said, *map(str, data.left_out)], trained)
+        say_what_is_learned(learned, held_out, [said, *map(str, data.left_out), *unusable], trained)
     return trained, loaders  # type: ignore[return-value]
 
 
@@ -142,6 +145,25 @@ def in_epochs(options: TrainOptions, order: Callable[[int], EpochOrder]) -> tupl
         return options, whole
     epochs = -(-options.steps // whole.steps)
     return replace(options, epochs=epochs), order(-(-options.steps // epochs) * options.accumulate)
+
+
+def checked(task: Task, options: TrainOptions, learned: Source, held_out: Source) -> list[str]:
+    """Lines on what of the data cannot be used, of which the run makes do without; none where nobody asks.
+
+    Raises:
+        UserError: of training or validation images there are no others.
+    """
+    lines: list[str] = []
+    if task.check is None or not getattr(options, "check", False):
+        return lines
+    for split, source in (("training", learned), ("validation", held_out)):
+        found = task.check(source)
+        if len(found) >= len(source):
+            raise UserError(f"{options.data}: no {split} image can be used (first: {found[0]})")
+        lines += [f"unusable: {one}" for one in found[:NAMED]]
+        if len(found) > NAMED:
+            lines.append(f"{len(found) - NAMED} more {split} images are unusable; `glmix check-data` names all")
+    return lines
 
 
 def information(options: TrainOptions, data: DataSet, held_out: Source) -> dict[str, Any]:

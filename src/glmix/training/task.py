@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from glmix.data.loading import Batch, Item, Transform
 from glmix.data.prepare import Preparation
-from glmix.data.samples import DataSet, Source
+from glmix.data.samples import DataSet, Skipped, Source
 from glmix.models.description import Description
 from glmix.training.options import TrainOptions
 
@@ -86,6 +86,7 @@ class Task:
         draw: pictures of what was found in one, of the outputs for it, by what their files' names end in; where there is
             something to see.
         describe: all figures of an evaluation in words.
+        check: reads a source whole and names what of it cannot be used, before a training begins; where that is worth it.
         views: the model seen through several views of each image (mirrored, at scales, in windows), where a task has that.
         spare_scalars: whether 0-dimensional weights, the slots' scales, are never decayed.
     """
@@ -114,5 +115,6 @@ class Task:
     forward: Callable[[nn.Module, Batch], Any] = of_images
     describe: Callable[[dict[str, float]], str] = percentages
     draw: Callable[[Image.Image, Any, Description], dict[str, Image.Image]] | None = None
+    check: Callable[[Source], list[Skipped]] | None = None
     views: Callable[[nn.Module, bool, list[float], int], nn.Module] | None = None
     spare_scalars: bool = False

@@ -32,8 +32,12 @@ def layer_of(net: Any, layer: str) -> Callable[[Tensor], Tensor]:
     """What gives features (B, D) of images: 'head' pools as before the classifier, 'stage2' is the mean of a stage's grid.
 
     Raises:
-        UserError: there is no such layer.
+        UserError: there is no such layer, or the network is an exported file, which has logits alone.
     """
+    if not hasattr(net, "forward_head"):
+        raise UserError(
+            f"{type(net).__name__.lower()} networks give answers alone; name the checkpoint with the features"
+        )
     if layer == "head":
         return lambda images: net.forward_head(net.forward_features(images), pre_logits=True)
     stage = re.fullmatch(r"stage(\d)", layer)

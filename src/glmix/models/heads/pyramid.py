@@ -30,6 +30,10 @@ class Pyramid(nn.Module):
         """Channels of a head where none are asked for: those of the papers, and 64 on a small backbone."""
         return 64 if sum(p.numel() for p in backbone.parameters()) < SMALL else published
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the backbone's activations in the backward pass; the head's are kept."""
+        self.backbone.set_grad_checkpointing(enable)
+
     def stages(self, images: Tensor) -> list[Tensor]:
         """Normalised outputs of the stages (B, C, H / stride, W / stride) of images (B, 3, H, W), finest first."""
         found = self.backbone.forward_intermediates(images, intermediates_only=True)
