@@ -346,6 +346,7 @@ def test_predict_and_explain(trained: Path, squares: Path, tmp_path: Path, capsy
         assert found.size == (48, 56) and set(np.unique(found)) == {0, 1}
         assert (np.array(found) == 1).mean() == pytest.approx(shares["square"], abs=1e-3)
         assert drawn.width == 48 and drawn.height > 56
+        assert found.mode == "P" and len(set(found.convert("RGB").getdata())) == 2
         colours = {
             tuple(np.asarray(drawn)[np.argwhere(np.array(found) == i)[9][0], np.argwhere(np.array(found) == i)[9][1]])
             for i in (0, 1)
