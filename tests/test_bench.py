@@ -35,7 +35,7 @@ def test_a_table_and_its_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> 
 
 def test_steps_of_training(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     said = output(
-        capsys, "bench", "--models", "glnet_pico", "--sizes", 32, "--batch", 2, "--rounds", 1, "--train", "--out", tmp_path
+        capsys, "bench", "--models", "glnet_pico", "--sizes", 32, "--batch", 12, "--rounds", 1, "--train", "--out", tmp_path
     )  # fmt: skip
     assert "fused AdamW" in said and "kept for the backward pass" in said
 
