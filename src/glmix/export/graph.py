@@ -18,7 +18,7 @@ from glmix.models.glnet import Block, DepthwiseConv, GLMix, GridAttention, Stage
 from glmix.models.seeds import PooledSeeds
 from glmix.models.slots import averaging_matrix
 
-NATIVE = ("openvino",)  # engines with a pooling of their own to any grid, and no fast LayerNorm
+IN_PARTS = ("openvino",)  # engines that are faster with the parts of LayerNorm
 
 
 def for_engine(folded: nn.Module, engine: str) -> nn.Module:
@@ -27,7 +27,7 @@ def for_engine(folded: nn.Module, engine: str) -> nn.Module:
     for part in made.modules():
         if engine != "torch" and type(part) is Stage and all(_has_this_form(block) for block in part.blocks):
             part.__class__ = ChannelsFirstStage
-            part.native = engine in NATIVE  # type: ignore[assignment]
+            part.norm_in_parts = engine in IN_PARTS  # type: ignore[assignment]
     return made
 
 
@@ -53,7 +53,7 @@ def _depthwise(conv: nn.Module, x_BCHW: Tensor) -> Tensor:
 class ChannelsFirstStage(Stage):
     """A folded `Stage` on (B, C, H, W)."""
 
-    native: bool
+    norm_in_parts: bool
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsample(x)
@@ -74,7 +74,7 @@ class ChannelsFirstStage(Stage):
 
     def norm(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
         """LayerNorm over channels; OpenVINO has it for the last dimension alone, but runs its parts in any layout."""
-        if not self.native:
+        if not self.norm_in_parts:
             return norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         centred = x - x.mean(1, keepdim=True)
         shorter = ((centred * centred).mean(1, keepdim=True) + norm.eps).rsqrt()
@@ -84,11 +84,11 @@ class ChannelsFirstStage(Stage):
         """Seeds (B, M, C), as the module of seeds makes them of (B, H, W, C)."""
         if not isinstance(seeds, PooledSeeds):
             return seeds(x)
-        rows, columns = seeds.slot_grid
-        if self.native:
-            return F.adaptive_avg_pool2d(x, (rows, columns)).flatten(2).transpose(1, 2)
-        x_BCHw = torch.matmul(x, averaging_matrix(x.shape[3], columns, x).t())
-        return torch.matmul(averaging_matrix(x.shape[2], rows, x), x_BCHw).flatten(2).transpose(1, 2)
+        rows, columns = (averaging_matrix(n, bins, x) for n, bins in zip(x.shape[2:], seeds.slot_grid, strict=True))
+        averages_MN = (rows[:, None, :, None] * columns[None, :, None, :]).flatten(2, 3).flatten(0, 1)
+        return torch.matmul(x.flatten(2), averages_MN.t()).transpose(
+            1, 2
+        )  # one product: engines run it as a linear layer
 
     def mixed(self, mixer: Any, normed: Tensor, entering: Tensor) -> Tensor:
         """Both branches of a GLMix block; as in `glmix.models.slots`, with pixels last."""

@@ -241,7 +241,7 @@ def training_step(case: Case, device: str, fused: bool) -> tuple[Callable[[], Te
     model = create(case.model, device).train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), fused=fused)
     images = case.images().to(device, memory_format=torch.channels_last)
-    labels = torch.arange(case.batch, device=device)
+    labels = torch.arange(case.batch, device=device) % model.num_classes  # type: ignore[operator]
 
     def kernel() -> AbstractContextManager:
         return sdpa_kernel(SDPBackend.MATH) if device == "cpu" else nullcontext()
