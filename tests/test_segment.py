@@ -414,7 +414,7 @@ def test_two_processes_measure_all_of_the_data(head: str, squares: Path, tmp_pat
     two = [sys.executable, *"-m torch.distributed.run --standalone --nproc-per-node 2 -m glmix.cli train".split()]
     arguments = ["--data", data, "--out", out, *QUICK, *ARGS, "--head", head, "--epochs", 2, "--batch-size", 2]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*map(str, [*two, *arguments])], env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*map(str, [*two, *arguments])], env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     last = out / "last.safetensors"
     scores = json.loads(output(capsys, "eval", "--checkpoint", last, "--data", data, "--json"))
