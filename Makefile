@@ -19,8 +19,9 @@ BIN := .venv/bin
 quickstart: .venv/.train
 	PATH="$(CURDIR)/$(BIN):$$PATH" ./scripts/quickstart.sh
 
+# two processes, with a thread each, take half the time of one with two
 test: .venv/.dev lint browser
-	$(BIN)/pytest --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --durations=15
 
 # the page of slots is tested in a real browser; where it cannot be installed, that test says that it was skipped
 browser:

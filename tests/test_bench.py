@@ -95,12 +95,12 @@ def test_the_figures_claimed() -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for name, claimed in (("glnet_4g", 1.15), ("glnet_stl", 1.15)):
+        for name, claimed in (("glnet_4g", 1.20), ("glnet_stl", 1.26)):
             plain, fast = (Case(name, engine, "fp32", 224, 1) for engine in ("eager", "fast"))
             model = timm.create_model(name).eval()
             times = in_turns({plain: model, fast: optimize_for_inference(model)}, plain, 15)
             assert times[fast].ratio >= 0.9 * claimed, name
-        for name, claimed in (("glnet_4g", 0.45), ("glnet_stl", 0.65)):
+        for name, claimed in (("glnet_4g", 0.55), ("glnet_stl", 0.42)):
             peaks = [peak_memory(Case(name, engine, "fp32", 1024, 1), 1) for engine in ("eager", "fast")]
             assert peaks[1] / peaks[0] <= claimed / 0.9, name
     finally:

@@ -213,7 +213,8 @@ def test_the_average_is_of_every_step(sides: Path, tmp_path: Path):
     assert len(states) == len(steps) == 6
     assert torch.allclose(trained.averaged.get_parameter(name), average, atol=1e-7)
     assert not torch.allclose(trained.averaged.get_parameter(name), states[-1], atol=1e-5)
-    assert torch.equal(read_checkpoint(tmp_path)[1][name], trained.averaged.state_dict()[name])
+    kept = read_checkpoint(tmp_path / "last_ema.safetensors")[1]
+    assert torch.equal(kept[name], trained.averaged.state_dict()[name])
 
 
 # --- batches

@@ -1,7 +1,10 @@
 """Segmentation: heads held to other implementations, what is measured held to numbers worked out by hand, and the commands."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +202,18 @@ def test_what_is_measured_by_hand():
     assert [row["image"] for row in details["worst"]] == ["1.png", "2.png"]
 
 
+def test_the_thinnest_pictures_have_an_answer():
+    """At their aspect they would have no height at all."""
+    model = shaken(with_head(backbone(), {"name": "semantic-fpn", "head_channels": 16}, 3))
+    transform = SEGMENT.evaluation(description().prepared)
+    for size in ((2000, 3), (1, 700), (1, 1)):
+        with torch.no_grad():
+            (found,) = forward(model, SEGMENT.collate([(transform(Sample(Image.new("RGB", size), None, "x")), [])]))
+        assert found.shape == size[::-1]
+    tall = description().prepared(Image.new("RGB", (50, 90)))
+    assert tall.shape == (3, 57, 32)  # 32 / 50 of 90 is 57.6: as torchvision has it
+
+
 def test_pictures_of_several_sizes_are_seen_alone():
     """Answers are as large as the pictures were, and what one is filled up with changes nothing."""
     model = shaken(with_head(backbone(), {"name": "semantic-fpn", "head_channels": 32}, 3))
@@ -331,6 +346,7 @@ def test_predict_and_explain(trained: Path, squares: Path, tmp_path: Path, capsy
         assert found.size == (48, 56) and set(np.unique(found)) == {0, 1}
         assert (np.array(found) == 1).mean() == pytest.approx(shares["square"], abs=1e-3)
         assert drawn.width == 48 and drawn.height > 56
+        assert found.mode == "P" and len(set(found.convert("RGB").getdata())) == 2
         colours = {
             tuple(np.asarray(drawn)[np.argwhere(np.array(found) == i)[9][0], np.argwhere(np.array(found) == i)[9][1]])
             for i in (0, 1)
@@ -343,7 +359,8 @@ def test_predict_and_explain(trained: Path, squares: Path, tmp_path: Path, capsy
 def test_from_other_weights(trained: Path, squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     """From a segmenter of these classes all is taken, from a classifier the backbone; frozen parts stay as they are."""
     more = ["train", "--data", squares, *QUICK, *ARGS, "--epochs", 1, "--backbone-norm", "frozen", "--freeze-stages", 1]
-    output(capsys, *more, "--out", tmp_path / "again", "--init", trained)
+    assert main([*map(str, more), "--out", str(tmp_path / "again"), "--init", str(trained)]) == 0
+    assert "entries of the backbone are taken; the head is taken too" in capsys.readouterr().err
     before, after = read_checkpoint(trained)[1], read_checkpoint(tmp_path / "again")[1]
     moved = {k for k in before if not torch.equal(before[k], after[k])}
     assert not {k for k in moved if k.startswith(("backbone.stem", "backbone.stages.0"))}
@@ -385,6 +402,53 @@ def test_a_run_names_what_it_cannot_use(squares: Path, tmp_path: Path, capsys: p
         path.write_bytes(b"cut off")
     assert "no validation image can be used" in mistake(capsys, *more, "--out", tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["semantic-fpn", "upernet"])
+def test_two_processes_measure_all_of_the_data(head: str, squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """What a run of two processes says of its weights is what one process finds on all images, three here."""
+    data, out = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(squares, data)
+    (data / "val" / "3.png").unlink()
+    two = [sys.executable, *"-m torch.distributed.run --standalone --nproc-per-node 2 -m glmix.cli train".split()]
+    arguments = ["--data", data, "--out", out, *QUICK, *ARGS, "--head", head, "--epochs", 2, "--batch-size", 2]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*map(str, [*two, *arguments])], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    last = out / "last.safetensors"
+    scores = json.loads(output(capsys, "eval", "--checkpoint", last, "--data", data, "--json"))
+    said = read_checkpoint(last)[0].info
+    assert scores["images"] == 3
+    assert {name: said[f"val_{name}"] for name in ("miou", "macc", "aacc")} == pytest.approx(
+        {name: scores[name] for name in ("miou", "macc", "aacc")}
+    )
+
+
+@pytest.mark.slow
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["upernet", "semantic-fpn"])
+def test_onnx(name: str, tmp_path: Path):
+    """Exported to ONNX with free sides, the scores of an image of any size are the same."""
+    runtime = pytest.importorskip("onnxruntime")
+    model = shaken(with_head(backbone(), {"name": name, "head_channels": 32}, 4))
+    sides = {2: torch.export.Dim("height", min=33), 3: torch.export.Dim("width", min=33)}
+    file, example = tmp_path / "model.onnx", torch.randn(1, 3, 64, 96)
+    torch.onnx.export(model, (example,), file, dynamo=True, dynamic_shapes=(sides,), verbose=False)
+    session = runtime.InferenceSession(file)
+    image = torch.randn(1, 3, 75, 101)
+    (scores,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
+    np.testing.assert_allclose(scores, model(image).numpy(), atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["semantic-fpn", "upernet"])
+def test_scenes_are_learned(head: str, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """The recipe of the quickstart, with both heads."""
+    recipe = Path(__file__).parent.parent / "recipes" / "dense" / "scenes_segment.yaml"
+    output(capsys, "train", "--config", recipe, "--head", head, "--out", tmp_path / "run")
+    scores = json.loads(output(capsys, "eval", "--checkpoint", tmp_path / "run", "--data", "scenes", "--json"))
+    assert scores["miou"] >= 90 and scores["images"] == 800
 
 
 def test_recomputed_activations_change_nothing():

@@ -230,7 +230,7 @@ def test_sheets_show_each_photos_regions_under_it(tmp_path: Path) -> None:
         photo = np.asarray(drawn(plan)).astype(int)
         (height, width), (y, x) = photo.shape[:2], place_of(page, photo)
         below = page[y + height :, x : x + width]
-        start = int(np.flatnonzero((below != 255).any(2).mean(1) > 0.7)[0])  # below the line of text
+        start = int(np.flatnonzero((below != 255).any(2).mean(1) > 0.95)[0])  # below the line of text
         assert same_parts(below[start : start + height], plan), name
 
 

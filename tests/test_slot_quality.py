@@ -105,7 +105,7 @@ def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_masks_of_voc(voc: Path) -> None:
     images = open_masks(str(voc))
     assert len(images) == 3
-    image, mask = images.read(2)
+    image, mask, _ = images.read(2)
     assert image.size == (80, 80)
     np.testing.assert_array_equal(mask, make_scene(5, 3, 80).instances)
 

@@ -26,4 +26,5 @@ def needs(extra: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if error.name and error.name.startswith("glmix"):
             raise
-        raise UserError(f"{error.name} is not installed; pip install 'glmix[{extra}]'") from error
+        package = str(error.name).split(".")[0]
+        raise UserError(f"{package} is not installed; pip install 'glmix[{extra}]'") from error

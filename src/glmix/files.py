@@ -20,7 +20,7 @@ def plain_name(name: str, longest: int) -> str:
     text = FORBIDDEN.sub("_", readable(name, "replace"))
     text = RESERVED.sub(r"\1_", text) if RESERVED.match(text) else text
     text = text.encode()[:longest].decode(errors="ignore")
-    return re.sub(r"[ .]$", "_", text)
+    return os.fsdecode(re.sub(r"[ .]$", "_", text).encode())  # the same bytes where names of files are ASCII alone
 
 
 def readable(name: str, errors: str = "backslashreplace") -> str:

@@ -11,7 +11,6 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transf
 from torch import Tensor
 from torchvision.transforms import Compose, Grayscale, InterpolationMode, Normalize
 from torchvision.transforms import functional as TF
-from torchvision.transforms.v2 import RandomShortestSize
 
 from glmix.errors import UserError
 from glmix.ranges import NonNegativeFloat, Share, ShareAboveZero
@@ -105,12 +104,22 @@ class Preparation:
     def fit(self) -> Callable[[Image.Image], Image.Image]:
         """Brings a picture of any size to `size`: squashed, or its middle; timm's transforms for evaluation."""
         if self.resize == "short":
-            return RandomShortestSize(min(self.size), max(self.size), InterpolationMode(self.interpolation))
+            return self._at_its_aspect
         mode = "squash" if self.resize == "squash" else "center"
         *resizing, _, _ = create_transform(
             self.size, interpolation=self.interpolation, crop_pct=self.crop, crop_mode=mode
         ).transforms  # without the last two, to a tensor and its normalisation
         return Compose(resizing)
+
+    def _at_its_aspect(self, picture: Image.Image) -> Image.Image:
+        """Truncated as torchvision's RandomShortestSize does; but of the thinnest picture a pixel is left."""
+        factor = self.factor(picture.size)
+        size = [max(1, int(side * factor)) for side in (picture.height, picture.width)]
+        return TF.resize(picture, size, InterpolationMode(self.interpolation))
+
+    def factor(self, sides: tuple[int, int]) -> float:
+        """What 'short' scales a picture of these sides by."""
+        return min(min(self.size) / min(sides), max(self.size) / max(sides))
 
     @property
     def resampling(self) -> Image.Resampling:

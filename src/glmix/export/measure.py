@@ -75,14 +75,19 @@ class Times:
         return statistics.median(b / s for b, s in zip(self.base, self.seconds, strict=True))
 
 
+def check_name(name: str) -> None:
+    """Raise a UserError if timm has no model of that name."""
+    if not timm.is_model(name):
+        raise UserError(f"no model {name!r} in timm")
+
+
 def create(name: str, device: str = "cpu") -> nn.Module:
     """A timm model with weights as first drawn, in evaluation mode.
 
     Raises:
         UserError: timm has none of that name.
     """
-    if not timm.is_model(name):
-        raise UserError(f"no model {name!r} in timm")
+    check_name(name)
     torch.manual_seed(0)
     return timm.create_model(name).eval().to(device)
 
@@ -161,6 +166,7 @@ def clocked(run: Forward, images: Tensor) -> float:
 
 def gmacs(name: str, size: int) -> float:
     """Billions of multiply-adds of one image: convolutions, matrix products, attention, as published figures count."""
+    check_name(name)
     with torch.device("meta"):
         model = timm.create_model(name).eval()
     with FlopCounterMode(display=False) as counter:

@@ -89,9 +89,12 @@ def quiet() -> Iterator[None]:
 
 
 def example(terms: Terms, batch: int, more: int = 0) -> Tensor:
-    """Images of the size that the checkpoint prepares, or `more` pixels; the same ones each time."""
+    """Images of the size that the checkpoint prepares, or `more` pixels; the same ones each time.
+
+    Of a single place of the last grid, 32 px, a trace would take its number for a constant: free sizes begin above it.
+    """
     preparation = terms.description.prepared
-    height, width = terms.size or preparation.size
+    height, width = terms.size or (max(side, 64) for side in preparation.size)
     generator = torch.Generator().manual_seed(batch + more)
     coarse = torch.randn(batch, preparation.channels, height // 16, width // 16, generator=generator)
     size = (height + more, width + more)

@@ -55,8 +55,11 @@ def start(model: nn.Module, options: DenseOptions, description: Description) -> 
     Raises:
         UserError: more stages are to be frozen than there are.
     """
-    said = load_body(model, options.init, description.classes) if options.init else ""
-    net = network_of(model)
+    said, net = "", network_of(model)
+    if options.init:
+        kept = load_body(model, options.init, description.classes) == "head kept"
+        said = f"{options.init}: all {len(net.state_dict())} entries of the backbone are taken; the head is "
+        said += "taken too" if kept else "new"
     if options.backbone_norm == "frozen":
         for part in net.modules():
             if isinstance(part, _BatchNorm):

@@ -25,7 +25,7 @@ from glmix.models import build, config_of
 from glmix.models.description import Description
 from glmix.ranges import NonNegativeFloat, Share, Side, SideOrZero
 from glmix.tasks.dense import DenseOptions, start
-from glmix.tasks.pictures import painted
+from glmix.tasks.pictures import colour_of, painted
 from glmix.training.task import Task
 
 LONGEST = 4  # times the shorter side, that the longer one of an image may have in evaluation
@@ -100,9 +100,7 @@ class Augmented:
     def __call__(self, sample: Sample) -> Sample:
         picture, classes = sample.image, tv_tensors.Mask(torch.from_numpy(np.array(sample.target)))
         least, largest = self.scales
-        short, long = self.preparation.size
-        usual = min(short / min(picture.size), long / max(picture.size))
-        factor = usual * (least + (largest - least) * torch.rand(()).item())
+        factor = self.preparation.factor(picture.size) * (least + (largest - least) * torch.rand(()).item())
         size = [max(1, round(side * factor)) for side in (picture.height, picture.width)]
         picture = v2.functional.resize(picture, size, self.interpolation)
         classes = v2.functional.resize(classes[None], size, InterpolationMode.NEAREST)[0]
@@ -311,12 +309,11 @@ def decode(found: list[Tensor], batch: Batch, description: Description, top: int
 
 
 def draw(picture: Image.Image, found: Tensor, description: Description) -> dict[str, Image.Image]:
-    """The classes over the picture, with a legend; and the map itself, class indices as a grey PNG has them."""
+    """The classes over the picture, with a legend; and the map itself, class indices with the same colours as palette."""
     classes = found.cpu().numpy()
-    return {
-        "classes": painted(picture.resize(classes.shape[::-1]), classes, description.names),
-        "map": Image.fromarray(classes.astype(np.uint8)),
-    }
+    indices = Image.fromarray(classes.astype(np.uint8))
+    indices.putpalette([part for i in range(256) for part in colour_of(i)])
+    return {"classes": painted(picture.resize(classes.shape[::-1]), classes, description.names), "map": indices}
 
 
 SEGMENT = Task(
