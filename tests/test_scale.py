@@ -37,13 +37,13 @@ def train(photos: Path, out: Path, *more: str) -> None:
     assert main(["train", "--data", str(photos), "--out", str(out), *OPTIONS, *more]) == 0
 
 
-def run_processes(command: list, tmp_path: Path, **environment: str) -> str:
+def run_processes(command: list, tmp_path: Path, timeout: float = 300, **environment: str) -> str:
     done = subprocess.run(
         [str(c) for c in command],
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout + done.stderr
@@ -190,12 +190,12 @@ TOGETHER = """
 import sys
 from glmix.cli import main
 run, photos, out = sys.argv[1:]
-weights = ["--checkpoint", run, "--batch-size", "2", "--workers", "0"]
+weights = ["--checkpoint", run, "--batch-size", "4", "--workers", "0"]
 assert main(["predict", photos, *weights, "--out", out + "/a.csv"]) in (0, 1)  # 1 of the first process
 assert main(["embed", photos, *weights, "--out", out + "/a.npz"]) in (0, 1)
 assert main(["eval", "--data", photos, *weights, "--json", "--report", out + "/report"]) == 0
 assert main(["eval", "--data", photos, *weights, "--knn", "--json"]) == 0
-assert main(["explain", "--folder", photos, "--checkpoint", run, "--out", out + "/slots", "--batch-size", "2"]) == 0
+assert main(["explain", "--folder", photos, "--checkpoint", run, "--out", out + "/slots"]) == 0
 assert main(["label-tokens", "--teacher", run, "--data", photos, "--out", out + "/labels", "--size", "64"]) == 0
 """
 
@@ -209,21 +209,21 @@ def test_two_processes_use_a_model_as_one_does(
     shutil.copytree(photos, data)
     (data / "train" / "red_thing" / "3x.png").write_text("no image")
     for split in ("train", "val"):
-        for i in range(20):  # more than a page of contact sheets
+        for i in range(9):  # more than a page of contact sheets
             shutil.copy(data / split / "red_thing" / "1.png", data / split / "red_thing" / f"more{i}.png")
     (tmp_path / "together.py").write_text(TOGETHER)
     printed = {}
     for name, starter in (("one", [sys.executable]), ("two", TORCHRUN[:-2])):
         (tmp_path / name).mkdir()
         command = [*starter, tmp_path / "together.py", run, data, tmp_path / name]
-        said = run_processes(command, tmp_path)
+        said = run_processes(command, tmp_path, timeout=1200)
         printed[name] = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
     assert printed["one"][1] == printed["two"][1]
     one, two = printed["one"][0], printed["two"][0]
     assert one["images"] == two["images"] and one["top1"] == two["top1"]
     assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
     files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*") if p.is_file())
-    assert len(files) > 70
+    assert len(files) > 50
     assert files == sorted(p.relative_to(tmp_path / "two") for p in (tmp_path / "two").rglob("*") if p.is_file())
     for file in files:
         if file.suffix in (".csv", ".npz", ".npy") or file.name.startswith("contact"):
