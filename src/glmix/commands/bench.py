@@ -17,7 +17,6 @@ from glmix.errors import UserError
 from glmix.export.measure import (
     ENGINES,
     Case,
-    Times,
     accuracies,
     clocked,
     gmacs,
@@ -31,6 +30,7 @@ from glmix.export.measure import (
 )
 from glmix.files import written_whole
 from glmix.ranges import NonNegativeInt, PositiveInt
+from glmix.slots.figures import save_figure
 
 PRECISIONS = ("fp32", "bf16")
 COLUMNS = ("model", "engine", "precision", "size", "batch", "ms", "spread", "ratio", "images_s", "gmacs", "peak_mib",
@@ -158,7 +158,7 @@ def _compared(
             f"{found.ratio:>8.2f}{peak}",
             flush=True,
         )
-    print(f"the base against itself: {Times(times[base].seconds, times[base].base).ratio:.3f}")
+    print(f"the base against itself: {times[base].ratio:.3f}")
     return rows
 
 
@@ -215,7 +215,7 @@ def _write(rows: list[dict[str, Any]], out: Path, device: str, threads: int) -> 
         writer.writerows(rows)
     print(path)
     for kind, figure in _plots(rows).items():
-        figure.savefig(out / f"{kind}.png", dpi=150)
+        save_figure(figure, out / f"{kind}.png")
         print(out / f"{kind}.png")
 
 
@@ -233,7 +233,7 @@ def _plots(rows: list[dict[str, Any]]) -> dict[str, Figure]:
     for kind, (x, x_label, y, y_label, points) in axes.items():
         if not points:
             continue
-        figure = Figure(figsize=(6, 4), layout="constrained")
+        figure = Figure(figsize=(6, 4), dpi=150, layout="constrained")
         axis = figure.subplots()
         for engine, precision, model in dict.fromkeys((r["engine"], r["precision"], r["model"]) for r in points):
             own = [r for r in points if (r["engine"], r["precision"], r["model"]) == (engine, precision, model)]

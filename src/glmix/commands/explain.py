@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from matplotlib.figure import Figure
 
-from glmix.commands.common import load_for_slots
+from glmix.commands.common import load_for_slots, print_skipped
 from glmix.data.images import BadImage, read_image
 from glmix.data.prepare import Preparation
 from glmix.data.samples import Skipped
@@ -241,5 +241,4 @@ def write_folder(folder: Path, out: Path, job: Job) -> None:
     if not processes.first:
         return
     print(f"arrays in {out / 'arrays'}")
-    if skipped:
-        print(f"skipped {len(skipped)} unusable images:", *skipped, sep="\n  ")
+    print_skipped(skipped)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from glmix.commands.common import load_for_images, mark_of, pick_device
+from glmix.data.images import full_size
 from glmix.data.pictures import open_pictures
 from glmix.errors import UserError
 from glmix.files import written_whole
@@ -97,7 +98,7 @@ def predict(
         rows = [
             {
                 "image": source.files[number],
-                "size": source.pictures[number].info["full_size"][::-1],
+                "size": full_size(source.pictures[number])[::-1],
                 "predictions": answer,
             }
             for number, answer in sorted(collected.items())

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from glmix.commands.common import load_for_slots, pick_device
+from glmix.commands.common import load_for_slots, pick_device, print_skipped
 from glmix.console import progress
 from glmix.data.samples import spread
 from glmix.data.voc import open_masks
@@ -66,8 +66,7 @@ def slots(
     else:
         print(f"{used} images; a region is where a slot is the strongest")
         print(table(scores))
-        if skipped:
-            print(f"skipped {len(skipped)} unusable images:", *skipped, sep="\n  ")
+        print_skipped(skipped)
     if file:
         weights = "random weights" if random_weights else f"weights of {checkpoint}"
         save_figure(plot_quality(scores, f"{described.model}, {weights}; {used} images of {Path(data).name}"), file)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from glmix.data.class_lists import IGNORED
-from glmix.data.images import BadImage
+from glmix.data.images import BadImage, full_size
 from glmix.data.samples import Sample, Skipped, Source
 
 
@@ -38,7 +38,7 @@ def check_maps(source: Source) -> list[Skipped]:
     seen = np.zeros(256, bool)
 
     def look(sample: Sample) -> None:
-        width, height = sample.image.info.get("full_size", sample.image.size)
+        width, height = full_size(sample.image)
         if sample.target.shape != (height, width):
             shape = sample.target.shape
             raise BadImage(

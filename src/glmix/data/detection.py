@@ -8,7 +8,7 @@ from glmix.data.coco import annotation_files, scan_coco
 from glmix.data.folders import read_tar, walk
 from glmix.data.objects import ObjectSource, Record, Row
 from glmix.data.samples import DataSet, Several
-from glmix.data.scenes import CLASSES, SCENES, SceneSet, run_lengths, scene_split
+from glmix.data.scenes import CLASSES, SCENES, SceneSet, run_lengths, scan_scenes
 from glmix.data.voc_boxes import is_voc, scan_voc
 from glmix.data.yolo import description_file, scan_yolo
 from glmix.errors import UserError
@@ -83,15 +83,10 @@ class SceneRecords:
 
 def scan_scene_objects() -> DataSet:
     """The scenes of both splits, with boxes and masks of their objects."""
-    parts = [scene_split(split) for split in ("train", "val")]
-    places = [(part.pictures, i) for part in parts for i in range(len(part))]
-    records: list[tuple[Any, int]] = [(SceneRecords(scenes), i) for scenes, i in places]
-    files = [
-        name
-        for part, split in zip(parts, ("train", "val"), strict=True)
-        for name in (f"{split}/{f}" for f in part.files)
-    ]
+    labelled = scan_scenes()
+    pictures: Any = labelled.whole.pictures
+    records: list[tuple[Any, int]] = [(SceneRecords(scenes), i) for scenes, i in pictures.places]
+    files = [f"{split}/{labelled.whole.files[i]}" for split, indices in labelled.named.items() for i in indices]
     numbers = list(range(1, len(CLASSES) + 1))
-    whole = ObjectSource(files, Several(places), Several(records), list(CLASSES), numbers)
-    first = len(parts[0])
-    return DataSet(SCENES, whole, {"train": list(range(first)), "val": list(range(first, len(files)))}, least_classes=1)
+    whole = ObjectSource(files, pictures, Several(records), list(CLASSES), numbers)
+    return DataSet(SCENES, whole, labelled.named, least_classes=1)

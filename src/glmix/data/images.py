@@ -36,6 +36,11 @@ class BadImage(Exception):  # noqa: N818  (a thing found in the data, not a fail
         return f"{self.name}: {self.reason}"
 
 
+def full_size(picture: Image.Image) -> tuple[int, int]:
+    """Width and height of the file's image, of which `picture` may be a fraction (`decode`); else its own."""
+    return picture.info.get("full_size", picture.size)
+
+
 def decode(data: bytes, name: str) -> Image.Image:
     """RGB image from the bytes of a file: EXIF rotation applied, transparency put on white, other depths brought to 8 bit.
 

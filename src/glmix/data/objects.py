@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from glmix.data.folders import Tree
-from glmix.data.images import READABLE, BadImage
-from glmix.data.naming import find_splits
-from glmix.data.samples import DataSet, LeftOut, Sample, Source
+from glmix.data.images import READABLE, BadImage, full_size
+from glmix.data.samples import DataSet, LeftOut, Sample, Source, in_splits
 from glmix.errors import UserError, needs
 
 REACH = 2.0  # pixels: how far a box may reach outside its picture without a word
@@ -132,7 +131,7 @@ def objects_of(record: Record, picture: Image.Image, name: str) -> Objects:
     Raises:
         BadImage: they are for a picture of another size, or nothing tells whether for the turned or the unturned one.
     """
-    width, height = picture.info.get("full_size", picture.size)
+    width, height = full_size(picture)
     orientation = picture.info.get("orientation", 1)
     rows, size = record.rows, (height, width)
     if record.size is None:
@@ -174,7 +173,7 @@ def objects_of(record: Record, picture: Image.Image, name: str) -> Objects:
 
 def _area(segmentation: Any, box: Any, size: Size) -> float:
     if segmentation is not None:
-        return float(_library().area(run_lengths(segmentation, size)))
+        return area_of(run_lengths(segmentation, size))
     return float((box[2] - box[0]) * (box[3] - box[1]))
 
 
@@ -231,6 +230,11 @@ def run_lengths(segmentation: Any, size: Size) -> dict[str, Any]:
 def decoded(runs: dict[str, Any]) -> NDArray[np.uint8]:
     """The mask (H, W) of run lengths."""
     return _library().decode(runs)
+
+
+def area_of(runs: dict[str, Any]) -> float:
+    """Pixels of the mask of run lengths."""
+    return float(_library().area(runs))
 
 
 def encoded(mask: NDArray[Any]) -> dict[str, Any]:
@@ -307,20 +311,10 @@ def data_set(
     for name in tree.files:
         if name.lower().endswith(READABLE) and name not in used and name.rpartition("/")[0] in folders:
             left_out.add("picture that no annotation tells of", name)
-    whole: Source = ObjectSource(paths, tree.pictures(paths), Records(records), classes, category_ids)
-    named = find_splits(words)
-    if named:
-        taken = set().union(*named.values())
-        for i, name in enumerate(paths):
-            if i not in taken:
-                left_out.add(f"of no split that is used, beside {' and '.join(named)}", name)
-        if len(named) == 1:
-            whole, named = whole.take(*named.values()), {}
-            records = [records[i] for i in sorted(taken)]
-    learned = [records[i] for i in named.get("train", range(len(records)))]
-    if learned and not any(not row.crowd for record in learned for row in record.rows):
-        found = left_out.listed()
-        raise UserError(
-            f"{origin}: {len(learned)} training images without any object" + (f"; left out {found[0]}" if found else "")
-        )
-    return DataSet(origin, whole, named, left_out.listed(), least_classes=1)
+    whole = ObjectSource(paths, tree.pictures(paths), Records(records), classes, category_ids)
+    found = in_splits(origin, whole, words, left_out, least_classes=1)
+    learned = found.named.get("train", range(len(found.whole)))
+    if learned and all(row.crowd for i in learned for row in found.whole.targets[i].rows):
+        more = f"; left out {found.left_out[0]}" if found.left_out else ""
+        raise UserError(f"{origin}: {len(learned)} training images without any object{more}")
+    return found

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,6 @@ class Terms:
     precision: str = "fp32"
     size: tuple[int, int] | None = None
     batch: int = 0
-    about: dict[str, Any] = field(default_factory=dict)
 
     def header(self) -> str:
         """As text, for the file's metadata."""

@@ -1,10 +1,11 @@
 """What a file of weights says beside its tensors: all that is needed to use them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from glmix.data.prepare import Preparation
+from glmix.errors import UserError
 
 FORMAT = "glmix 1"
 
@@ -41,6 +42,26 @@ class Description:
         """`preparation`, which `load` always fills in."""
         assert self.preparation is not None
         return self.preparation
+
+    def class_index(self, names: Sequence[str], data: str, used: Collection[int] | None = None) -> dict[str, int]:
+        """The place of each of the model's classes.
+
+        Args:
+            names: the classes of `data`, which must be among the model's.
+            data: for the message.
+            used: which of these are there at all; None for all.
+
+        Raises:
+            UserError: a class is none of the model's.
+        """
+        index = {name: i for i, name in enumerate(self.classes)}
+        unknown = [name for i, name in enumerate(names) if name not in index and (used is None or i in used)]
+        if unknown:
+            raise UserError(
+                f"{data}: {len(unknown)} of {len(names)} classes are not among the model's {len(index)} classes "
+                f"(first: {unknown[0]}; the model's first: {self.classes[0]}); use a model trained on these classes"
+            )
+        return index
 
     def header(self) -> dict[str, Any]:
         """As plain data, for a file's header."""

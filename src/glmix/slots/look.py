@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from PIL import Image
 from torch import Tensor
 
+from glmix.data.images import full_size
 from glmix.data.prepare import LEAST_SIDE, Preparation
 from glmix.models import GLNet
 from glmix.models.slot_maps import SlotMaps, slot_maps
@@ -78,4 +79,4 @@ def look(model: GLNet, photo: Image.Image, preparation: Preparation, name: str =
         block.logits = block.logits.cpu()
         block.attention = None if block.attention is None else block.attention.cpu()
     seen = (tensor.shape[2], tensor.shape[1])
-    return Look(name, photo.info.get("full_size", photo.size), seen, shown_photo(photo), maps)
+    return Look(name, full_size(photo), seen, shown_photo(photo), maps)

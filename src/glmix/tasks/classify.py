@@ -15,7 +15,6 @@ from glmix.data.loading import Batch, OfImage, Transform, stack
 from glmix.data.prepare import Augmentation, Preparation, training_transform
 from glmix.data.samples import Source
 from glmix.data.sources import open_data
-from glmix.errors import UserError
 from glmix.models import build, config_of, load_body
 from glmix.models.description import Description
 from glmix.ranges import NonNegativeFloat, PositiveInt, Share, ShareAboveZero, Side, SideOrZero
@@ -105,13 +104,7 @@ def align(source: Source, description: Description, data: str) -> Source:
     if not description.named and len(source.classes) == len(classes) and not set(source.classes) & set(classes):
         say(f"the weights name no classes; those of {data} are taken in their order")
         return source
-    index = {name: i for i, name in enumerate(classes)}
-    unknown = [name for name in source.classes if name not in index]
-    if unknown:
-        raise UserError(
-            f"{data}: {len(unknown)} of {len(source.classes)} classes are not among the model's {len(classes)} classes "
-            f"(first: {unknown[0]}; the model's first: {classes[0]}); use a model trained on these classes"
-        )
+    index = description.class_index(source.classes, data)
     return replace(source, targets=[index[source.classes[label]] for label in source.targets], classes=classes)
 
 

@@ -18,8 +18,9 @@ from torchvision.transforms import InterpolationMode, v2
 
 from glmix.data.check import check_samples
 from glmix.data.detection import open_objects
+from glmix.data.images import full_size
 from glmix.data.loading import Batch, Transform, padded
-from glmix.data.objects import Objects, ObjectSource, decoded, encoded, run_lengths
+from glmix.data.objects import Objects, ObjectSource, area_of, decoded, encoded, run_lengths
 from glmix.data.prepare import Preparation
 from glmix.data.samples import Sample, Source
 from glmix.errors import UserError, needs
@@ -29,7 +30,8 @@ from glmix.models.heads.detect import DETECTIONS
 from glmix.ranges import NonNegativeFloat, Share
 from glmix.tasks.dense import DenseOptions, start
 from glmix.tasks.pictures import outlined
-from glmix.training.task import Task
+from glmix.training.processes import gathered
+from glmix.training.task import BOX, Task
 
 KINDS = {"box": "bbox", "mask": "segm"}  # what is measured, and pycocotools' name of it
 NUMBERS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
@@ -100,7 +102,7 @@ class Measured:
     preparation: Preparation
 
     def __call__(self, sample: Sample) -> Sample:
-        width, height = sample.image.info.get("full_size", sample.image.size)
+        width, height = full_size(sample.image)
         target = {"size": (height, width), "objects": sample.target, "name": sample.name}
         return sample._replace(image=self.preparation(sample.image), target=target)
 
@@ -230,14 +232,8 @@ def align(source: Source, description: Description, data: str) -> Source:
         UserError: a class is none of the model's.
     """
     assert isinstance(source, ObjectSource)
-    index = {name: i for i, name in enumerate(description.classes)}
     there = {row.label for i in range(len(source)) for row in source.targets[i].rows}
-    unknown = [name for i, name in enumerate(source.classes) if name not in index and i in there]
-    if unknown:
-        raise UserError(
-            f"{data}: {len(unknown)} of {len(source.classes)} classes are not among the model's {len(index)} classes "
-            f"(first: {unknown[0]}; the model's first: {description.classes[0]}); use a model trained on these classes"
-        )
+    index = description.class_index(source.classes, data, there)
     return replace(source, classes=description.classes, order=[index.get(name, -1) for name in source.classes])
 
 
@@ -259,16 +255,10 @@ class CocoNumbers(nn.Module):
             segmentations = [
                 run_lengths(s, objects.size) if masks and s is not None else None for s in objects.segmentations
             ]
-            self.seen.append(
-                {"name": target["name"], "size": objects.size}
-                | {
-                    "wanted": _rows(
-                        objects.boxes, objects.labels, segmentations, area=objects.areas, iscrowd=objects.crowd
-                    )
-                }
-                | {"found": _rows(found["boxes"], found["labels"], pasted(found, objects.size), score=found["scores"])}
-                | {"masks": masks and None not in segmentations}
-            )
+            wanted = _rows(objects.boxes, objects.labels, segmentations, area=objects.areas, iscrowd=objects.crowd)
+            seen = _rows(found["boxes"], found["labels"], pasted(found, objects.size), score=found["scores"])
+            about = {"name": target["name"], "size": objects.size, "masks": masks and None not in segmentations}
+            self.seen.append(about | {"wanted": wanted, "found": seen})
 
     def reset(self) -> None:
         self.seen = []
@@ -299,11 +289,7 @@ class CocoNumbers(nn.Module):
 
     def gathered(self) -> list[dict[str, Any]]:
         """What all processes have seen, in order of the names."""
-        parts: list[Any] = [self.seen]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            parts = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(parts, self.seen)
-        return sorted((image for part in parts for image in part), key=lambda image: image["name"])
+        return sorted((image for part in gathered(self.seen) for image in part), key=lambda image: image["name"])
 
 
 def _rows(boxes: Any, labels: Any, segmentations: Sequence[Any], **more: Any) -> list[dict[str, Any]]:
@@ -350,7 +336,7 @@ def measure(images: list[dict[str, Any]], classes: int) -> dict[str, Any]:
             if kind == "mask" and not all(image["masks"] for image in images):
                 continue
             for row in results.dataset["annotations"]:
-                row["area"] = _library_area(row) if kind == "mask" else row["bbox"][2] * row["bbox"][3]
+                row["area"] = area_of(row["segmentation"]) if kind == "mask" else row["bbox"][2] * row["bbox"][3]
             truth.createIndex()
             results.createIndex()
             measured[kind] = evaluated = COCOeval(truth, results, KINDS[kind])
@@ -376,12 +362,6 @@ def mistakes(coco: Any, names: list[str]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (-row["missed"] - row["false"], row["image"]))
 
 
-def _library_area(row: dict[str, Any]) -> float:
-    from pycocotools import mask
-
-    return float(mask.area(row["segmentation"]))
-
-
 def decode(found: list[dict[str, Tensor]], batch: Batch, description: Description, top: int) -> list[Any]:
     """The `top` surest objects of each image: name, score, box (x, y, width, height), mask, and the data's category id."""
     ids = description.info.get("category_ids") or list(range(len(description.classes)))
@@ -403,7 +383,7 @@ def decode(found: list[dict[str, Tensor]], batch: Batch, description: Descriptio
 def draw(picture: Image.Image, found: dict[str, Tensor], description: Description) -> dict[str, Image.Image]:
     """The sure objects in the picture: boxes, masks and a legend."""
     sure = {name: value[found["scores"] >= SURE].cpu() for name, value in found.items()}
-    width, height = picture.info.get("full_size", picture.size)
+    width, height = full_size(picture)
     shares = sure["boxes"] / sure["boxes"].new_tensor([width, height, width, height])
     objects = list(zip(sure["labels"].tolist(), sure["scores"].tolist(), shares.tolist(), strict=True))
     masks = [decoded(run_lengths(each, (height, width))) for each in pasted(sure, (height, width))]
@@ -421,7 +401,7 @@ def collect(rows: list[dict[str, Any]], description: Description) -> dict[str, A
         for answer in row["predictions"]:
             more = {"area": answer["bbox"][2] * answer["bbox"][3], "iscrowd": 0}
             if "segmentation" in answer:
-                more["area"] = _library_area(answer)
+                more["area"] = area_of(answer["segmentation"])
             kept = {name: value for name, value in answer.items() if name != "name"}
             annotations.append({"id": len(annotations) + 1, "image_id": number} | kept | more)
     categories = [{"id": number, "name": name} for number, name in zip(ids, description.classes, strict=True)]
@@ -439,7 +419,7 @@ def table_rows(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The objects as rows of a table."""
     return [
         {"label": a["label"], "name": a["name"], "probability": a["score"]}
-        | dict(zip(("x", "y", "width", "height"), a["bbox"], strict=True))
+        | dict(zip(BOX, a["bbox"], strict=True))
         | ({"mask": json.dumps(a["segmentation"])} if "segmentation" in a else {})
         for a in answers
     ]
@@ -473,9 +453,7 @@ DETECT = Task(
     describe=lambda figures: ", ".join(f"{name} {value:.3f}" for name, value in figures.items()),
     draw=draw,
     collect=collect,
-    columns={"label": str, "name": str, "probability": float}
-    | dict.fromkeys(("x", "y", "width", "height"), float)
-    | {"mask": str},
+    columns={"label": str, "name": str, "probability": float} | dict.fromkeys(BOX, float) | {"mask": str},
     rows=table_rows,
     forward=forward,
     check=check_samples,

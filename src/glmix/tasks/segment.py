@@ -15,12 +15,11 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
 from glmix.data.check import check_maps
-from glmix.data.images import BadImage
+from glmix.data.images import BadImage, full_size
 from glmix.data.loading import Batch, Transform, padded
 from glmix.data.masks import IGNORED, open_maps
 from glmix.data.prepare import LEAST_SIDE, Preparation
 from glmix.data.samples import Sample, Source
-from glmix.errors import UserError
 from glmix.models import build, config_of
 from glmix.models.description import Description
 from glmix.ranges import NonNegativeFloat, Share, Side, SideOrZero
@@ -76,7 +75,7 @@ class Measured:
     preparation: Preparation
 
     def __call__(self, sample: Sample) -> Sample:
-        width, height = sample.image.info.get("full_size", sample.image.size)
+        width, height = full_size(sample.image)
         target: dict[str, Any] = {"size": (height, width), "name": sample.name}
         if sample.target is not None:
             target["map"] = torch.from_numpy(np.ascontiguousarray(sample.target))
@@ -143,12 +142,11 @@ def forward(model: nn.Module, batch: Batch) -> list[Tensor]:
     alike = len(set(batch.sizes)) == 1
     parts = [batch.images] if alike else [image[None] for image in batch.images]
     found: list[Tensor] = []
-    sizes = iter(zip(batch.sizes, batch.targets, strict=True))
+    targets = iter(batch.targets)
     for part in parts:
         height, width = batch.sizes[len(found)]
         for scores in model(part[..., :height, :width].contiguous(memory_format=torch.channels_last)):
-            _, target = next(sizes)
-            size = target["size"]
+            size = next(targets)["size"]
             found.append(F.interpolate(scores[None].float(), size, mode="bilinear", align_corners=False)[0].argmax(0))
     return found
 
@@ -213,13 +211,7 @@ def align(source: Source, description: Description, data: str) -> Source:
     """
     if source.classes == description.classes:
         return source
-    index = {name: i for i, name in enumerate(description.classes)}
-    unknown = [name for name in source.classes if name not in index]
-    if unknown:
-        raise UserError(
-            f"{data}: {len(unknown)} of {len(source.classes)} classes are not among the model's {len(index)} classes "
-            f"(first: {unknown[0]}; the model's first: {description.classes[0]}); use a model trained on these classes"
-        )
+    index = description.class_index(source.classes, data)
     order = np.full(256, IGNORED, np.uint8)
     order[: len(source.classes)] = [index[name] for name in source.classes]
     return replace(source, targets=Reordered(source.targets, order), classes=description.classes)

@@ -21,6 +21,7 @@ from glmix.models.slot_maps import slot_maps
 from glmix.models.weights import write_checkpoint
 from glmix.training.optim import parameter_groups, schedule
 from glmix.training.options import TrainOptions
+from glmix.training.processes import gathered
 from glmix.training.resuming import Position
 from glmix.training.task import Task
 
@@ -208,10 +209,7 @@ class Trained(pl.LightningModule):
 
     def on_train_end(self) -> None:
         """Every process tells what it skipped, and the first one says it."""
-        if self.trainer.world_size > 1:
-            found: list[Any] = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(found, self.skipped)
-            self.skipped = set().union(*found)
+        self.skipped = set().union(*gathered(self.skipped))
 
     # --- resume points
 
@@ -222,6 +220,7 @@ class Trained(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_data(checkpoint.get("data", {}))
+        self.steps_before = Position.of(checkpoint, self.order).go_on(checkpoint, self.order, self.options)
         best = checkpoint["best"]
         if not isinstance(best, dict):  # of an older run, which measured and kept the average alone where it had one
             kind = list(self.kinds)[-1]
@@ -231,7 +230,6 @@ class Trained(pl.LightningModule):
                 if kind and kept.exists() and self.trainer.is_global_zero:
                     os.replace(kept, kept.with_name(f"{name}{kind}.safetensors"))
         self.best |= best
-        self.steps_before = Position.of(checkpoint, self.order).go_on(checkpoint, self.order, self.options)
 
     def check_data(self, before: dict[str, Any]) -> None:
         """Refuse to go on with other data than the run was begun with.

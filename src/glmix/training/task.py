@@ -14,6 +14,8 @@ from glmix.data.samples import DataSet, Skipped, Source
 from glmix.models.description import Description
 from glmix.training.options import TrainOptions
 
+BOX = ("x", "y", "width", "height")  # columns of a box, in pixels of the picture
+
 
 class Loss(Protocol):
     """The loss of one batch (a scalar); everything random in it hangs on the generators as they stand."""

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from glmix.data.images import full_size
 from glmix.data.loading import Batch, OfImage, Transform, stack
 from glmix.data.prepare import Preparation
 from glmix.data.samples import Sample, Source
@@ -21,11 +22,11 @@ from glmix.files import readable, written_whole
 from glmix.journal import Journal
 from glmix.models import GLNet
 from glmix.models.slot_maps import slot_maps
+from glmix.training.task import BOX
 from glmix.use.streams import Stream, usual_batch
 from glmix.use.tables import write_parquet
 
 ENDINGS = (".parquet", ".npz")
-BOX = ("x", "y", "width", "height")  # as in predictions
 
 
 def layer_of(net: Any, layer: str) -> Callable[[Tensor], Tensor]:
@@ -76,7 +77,7 @@ class Whole:
     preparation: Preparation
 
     def __call__(self, sample: Sample) -> Sample:
-        width, height = sample.image.info.get("full_size", sample.image.size)
+        width, height = full_size(sample.image)
         size = torch.tensor([height, width])
         return sample._replace(image=self.preparation(sample.image), target=size)
 

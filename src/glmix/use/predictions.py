@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from glmix.data.images import BadImage
+from glmix.data.images import BadImage, full_size
 from glmix.data.loading import Batch
 from glmix.data.samples import Source, spread
 from glmix.files import plain_name, readable, written_whole
@@ -19,7 +19,6 @@ from glmix.use.streams import Stream, usual_batch
 from glmix.use.tables import write_table
 
 LONGEST = 200  # bytes of the names of pictures; file systems take 255
-BOX = ("x", "y", "width", "height")  # columns of a box, in pixels of the picture
 
 
 def predicting(
@@ -102,7 +101,7 @@ def cell_of(task: Task, source: Source, number: int, record: dict[str, Any]) -> 
         picture = source.read(number).image
     except BadImage:  # since then
         return []
-    width, height = picture.info.get("full_size", picture.size)
+    width, height = full_size(picture)
     rows = [row for row in task.rows(record["answer"]) if row.get("x") is not None]
     boxes = [(row["x"] / width, row["y"] / height, row["width"] / width, row["height"] / height) for row in rows]
     return [Cell(thumbnail(picture), [source.files[number], task.tell(record["answer"])], boxes)]
