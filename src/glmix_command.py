@@ -7,6 +7,7 @@ COMMANDS = {
     "eval": "accuracy of a model on labelled images",
     "predict": "what a model sees in images",
     "embed": "features of images, for search and classifiers of your own",
+    "segment": "masks from a classifier that learned from image labels alone",
     "explain": "pictures of the slots",
     "slots": "how well slots match the masks of objects",
     "label-tokens": "dense labels of training images, by a teacher",

@@ -178,16 +178,20 @@ def run(command: str, arguments: list[str]) -> int:
 
 
 def moved(command: str, arguments: list[str]) -> tuple[str, list[str]]:
-    """A command line as it is written today: `eval --task slots` has become `slots`."""
+    """A command line as it is written today: `eval --task slots` has become `slots`, and classifiers need no task."""
     if command != "eval" or "task" not in asked(arguments):
         return command, arguments
     joined = re.sub(r"(^|\n)--task(=|\n)", r"\1--task=", "\n".join(arguments)).split("\n")
     kept = [a for a in joined if not a.startswith("--task=")]
     task = asked(joined)["task"]
+    if task == "weak-segment":
+        return command, arguments
     if task == "slots":
         return "slots", kept
     if task != "classify":
-        raise UserError(f"--task {task}: classify or slots; the task is the checkpoint's, so leave it out")
+        raise UserError(
+            f"--task {task}: classify or slots or weak-segment; else the task is the checkpoint's, so leave it out"
+        )
     return command, kept
 
 

@@ -5,11 +5,12 @@ from base64 import b64decode
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from glmix.commands.common import load_for_images, pick_device, print_skipped
+from glmix.commands.weak_segment import weak_segment
 from glmix.console import say
 from glmix.data.loading import EpochOrder, Prepared, default_workers, make_loader
 from glmix.data.samples import DataSet, Skipped, Source, spread
@@ -18,6 +19,7 @@ from glmix.errors import UserError, needs
 from glmix.models import SHIPPED, backbone_of, network_of
 from glmix.models.description import Description
 from glmix.ranges import Workers
+from glmix.slots.class_maps import MapKind
 from glmix.tasks import TASKS, task_named
 from glmix.training.evaluate import evaluate, shuffled_slots
 from glmix.training.processes import Processes, join_processes
@@ -45,6 +47,8 @@ def eval(  # noqa: A001  (the command's name)
     compare: tuple[str, str] | None = None,
     knn: bool = False,
     linear: bool = False,
+    task: Literal["weak-segment"] | None = None,
+    maps: MapKind | None = None,
     json: bool = False,
 ) -> None:
     """Accuracy of a model on labelled images.
@@ -59,7 +63,7 @@ def eval(  # noqa: A001  (the command's name)
         slot_grid: rows and columns of the pooled slots, such as 2 2, to see what fewer or more of them do.
         shuffle_slots: give every pixel another slot's content: what is lost is what the slots carry.
         flip: segmentation: the mean with the mirrored image.
-        scales: segmentation: the mean over these sizes, such as [0.5, 1.0, 1.5] times the usual.
+        scales: segmentation, and weak-segment: the mean over these sizes, such as [0.5, 1.0, 1.5] times the usual.
         window: segmentation: see the image in overlapping windows of so many pixels, 0 for the whole at once.
         workers: processes that load images; -1 chooses.
         limit: images at most, spread over the data; 0 for all.
@@ -68,6 +72,10 @@ def eval(  # noqa: A001  (the command's name)
         compare: two checkpoints, instead of --checkpoint: their difference on the same images, with its interval.
         knn: instead, how well the nearest training images by frozen features tell the classes of the validation images.
         linear: instead, how well a linear classifier of frozen features does.
+        task: weak-segment, for how good the masks are that a classifier gives where only image labels are known; --data
+            is then a folder of images and masks, such as PASCAL VOC's, or 'scenes'.
+        maps: weak-segment: where the evidence for a class is taken from: gradient (times the features; if left out), grad-cam
+            or cam.
         json: print one JSON object instead of a sentence.
     """
     for option, value in (("--batch-size", batch_size), ("--limit", limit)):
@@ -75,6 +83,15 @@ def eval(  # noqa: A001  (the command's name)
             raise UserError(
                 f"{option} {value}: at least 1, or 0 for {'all' if option == '--limit' else 'that of the run'}"
             )
+    if task == "weak-segment":
+        others = {"batch_size": batch_size, "shuffle_slots": shuffle_slots, "window": window, "fast": fast,
+                  "compare": compare, "knn": knn, "linear": linear}  # fmt: skip
+        for option in [name for name, value in others.items() if value]:
+            raise UserError(f"--{option.replace('_', '-')}: of no use with --task weak-segment; leave it out")
+        weak_segment(data, checkpoint, image_size, slot_grid, maps or "gradient", scales, limit, report, json)
+        return
+    if maps:
+        raise UserError("--maps: of --task weak-segment alone; leave it out")
     processes = join_processes()
     loading = default_workers() if workers < 0 else workers
     if knn or linear:
@@ -86,7 +103,7 @@ def eval(  # noqa: A001  (the command's name)
         compared(data, compare, image_size, batch_size, loading, limit, report, processes, json)
         return
     model, described = load_for_images(checkpoint, image_size, fast)
-    task = task_named(described.task)
+    own = task_named(described.task)
     try:
         if slot_grid is not None:
             backbone_of(model).set_slot_grid(slot_grid)
@@ -96,19 +113,19 @@ def eval(  # noqa: A001  (the command's name)
         raise UserError(f"{'--slot-grid' if slot_grid else '--shuffle-slots'}: {error}") from error
     seen: Any = model
     if flip or scales or window:
-        if task.views is None:
-            raise UserError(f"--flip, --scales and --window are of segmentation; {checkpoint} is for {task.name}")
+        if own.views is None:
+            raise UserError(f"--flip, --scales and --window are of segmentation; {checkpoint} is for {own.name}")
         try:
-            seen = task.views(model, flip, scales or [1.0], window)
+            seen = own.views(model, flip, scales or [1.0], window)
         except ValueError as error:
             raise UserError(str(error)) from error
-    source = task.align(held_out(task.open(data), described), described, data)
+    source = own.align(held_out(own.open(data), described), described, data)
     if limit:
         source = source.take(spread(len(source), limit))
     answers = Answers()
-    asked = recording(classifying(task, "--report"), answers) if report else task
+    asked = recording(classifying(own, "--report"), answers) if report else own
     with shuffled_slots(model) if shuffle_slots else nullcontext():
-        metrics = task.metrics(described)
+        metrics = own.metrics(described)
         scores, used, skipped = measured(asked, seen, described, metrics, source, batch_size, loading, processes)
     if not used:
         raise UserError(f"{data}: none of {len(skipped)} images can be read (first: {skipped[0]})")
@@ -122,7 +139,7 @@ def eval(  # noqa: A001  (the command's name)
         about = {"images": used, "skipped": [found._asdict() for found in skipped]}
         print(json_module.dumps(scores | details | about))
         return
-    print(f"{task.describe(scores)} on {used} images")
+    print(f"{own.describe(scores)} on {used} images")
     print_details(details)
     print_skipped(skipped)
     if report:

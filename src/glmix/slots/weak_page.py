@@ -1,0 +1,129 @@
+"""Pictures and a page of masks from image labels: what was gained, what was lost, and where."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from glmix.data.masks import IGNORED
+from glmix.data.samples import Source
+from glmix.models import GLNet
+from glmix.page import heading, image, paragraph, table, write_page
+from glmix.slots.figures import save_figure
+from glmix.slots.quality import bounded
+from glmix.slots.weak import (
+    PLAIN,
+    SLIC,
+    SLOTS,
+    THRESHOLDS,
+    Measured,
+    Row,
+    Seer,
+    all_scores,
+    classes_there,
+    mask_of,
+)  # fmt: skip
+from glmix.tasks.pictures import painted
+
+SHOWN = 3  # images of each kind
+COLUMNS = ("what maps are spread by", "how", "threshold", "mIoU", "at 0.15", "best", "to the plain map")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A photo, and pictures of it under its masks, by their titles."""
+
+    title: str
+    photo: Image.Image
+    masks: dict[str, Image.Image]
+
+
+def cells_of(row: Row) -> list[str]:
+    """The cells of a row, under `COLUMNS`."""
+    gain = "" if row.name == PLAIN else f"{row.gain:+.1f} ({row.low:+.1f} to {row.high:+.1f})"
+    shares = (f"{value:.1f}" for value in (row.miou, row.fixed, row.best))
+    return [row.name, str(row.way), f"{row.threshold:.3f}", *shares, gain]
+
+
+def extremes(gains: NDArray[np.float64]) -> dict[str, list[int]]:
+    """Places of the images with the largest gains, those in the middle, and the largest losses."""
+    order = np.argsort(-gains, kind="stable").tolist()
+    count = min(SHOWN, len(order))
+    middle = max(0, len(order) // 2 - count // 2)
+    return {"most gained": order[:count], "in the middle": order[middle : middle + count], "most lost": order[-count:]}
+
+
+def examples(
+    seer: Seer, images: Source, rows_of_classes: dict[int, int], measured: Measured, untrained: GLNet | None = None
+) -> list[Example]:
+    """Photos of `extremes`, drawn by the plain map, through slots and through superpixels, as they were measured."""
+    rows = {row.name: row for row in measured.rows if row.name in (PLAIN, SLOTS, SLIC)}
+    found = []
+    for kind, places in extremes(measured.gains).items():
+        for place in places:
+            photo, truth = bounded(*images.read(measured.reported[place])[:2])
+            classes = classes_there(truth, rows_of_classes)
+            wanted = {(name, row.way): name for name, row in rows.items()}
+            masks = {"truth": np.where(truth == IGNORED, 0, truth)}
+            scored = all_scores(seer, photo, truth.shape, [rows_of_classes[c] for c in classes], untrained)
+            for key, scores in scored:
+                if key in wanted:
+                    masks[wanted[key]] = mask_of(scores, classes, rows[wanted[key]].threshold)
+            drawn = {name: painted(photo, mask, images.names) for name, mask in masks.items()}
+            found.append(Example(f"{kind}: {measured.gains[place]:+.0f}", photo, drawn))
+    return found
+
+
+def plot_examples(shown: Sequence[Example]) -> Figure:
+    """A row for each example."""
+    columns = len(shown[0].masks) + 1
+    figure = Figure(figsize=(2.2 * columns, 2.1 * len(shown)), dpi=110, layout="constrained")
+    axes = figure.subplots(len(shown), columns, squeeze=False)
+    for line, example in zip(axes, shown, strict=True):
+        pictures = {example.title: example.photo} | example.masks
+        for axis, (title, picture) in zip(line, pictures.items(), strict=True):
+            axis.imshow(np.asarray(picture))
+            axis.set_title(title, fontsize=8)
+            axis.set_axis_off()
+    return figure
+
+
+def plot_thresholds(rows: Sequence[Row]) -> Figure:
+    """mIoU of the rows over the background threshold."""
+    figure = Figure(figsize=(7, 4), dpi=110, layout="constrained")
+    axis = figure.subplots()
+    for row in rows:
+        axis.plot(THRESHOLDS, row.curve, label=row.name, linewidth=2 if row.name in (PLAIN, SLOTS) else 1)
+    axis.set_xlabel("threshold of the background, in shares of a map's highest value")
+    axis.set_ylabel("mIoU, %")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    return figure
+
+
+def write_weak_page(folder: Path, measured: Measured, shown: Sequence[Example], about: str, told: str) -> Path:
+    """`report.html` in `folder`, and the pictures that it shows: examples.png and thresholds.png."""
+    save_figure(plot_examples(shown), folder / "examples.png")
+    kinds = [row for row in measured.rows if not row.name.startswith("stages.")]
+    save_figure(plot_thresholds(kinds), folder / "thresholds.png")
+    page = folder / "report.html"
+    write_page(
+        page,
+        about,
+        [
+            paragraph(told),
+            table(COLUMNS, map(cells_of, measured.rows)),
+            heading("Where slots gain and where they lose"),
+            paragraph(
+                "By the mean IoU of each image's own pixels, through slots less that of the plain map, in points."
+            ),
+            image(folder / "examples.png", "Photos, their masks, and the masks from maps, plain and spread"),
+            heading("Thresholds"),
+            image(folder / "thresholds.png", "Mean IoU over the threshold of the background"),
+        ],
+    )
+    return page
