@@ -30,7 +30,9 @@ SIDE = 96
 @pytest.fixture(scope="module")
 def net() -> nn.Module:
     torch.manual_seed(1)
-    return create_model("glnet_pico", num_classes=3, dims=(32, 32, 64, 64), depths=(1, 1, 1, 1), slot_grid=(3, 4)).eval()
+    return create_model(
+        "glnet_pico", num_classes=3, dims=(32, 32, 64, 64), depths=(1, 1, 1, 1), slot_grid=(3, 4)
+    ).eval()
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +149,9 @@ def test_counts_are_those_of_a_confusion_matrix() -> None:
         ).numpy()
         np.testing.assert_array_equal(counts[level], [table.diagonal(), table.sum(0), table.sum(1)])
         union = table.sum(0) + table.sum(1) - table.diagonal()
-        assert mean_iou(counts[level]) == pytest.approx(100 * (table.diagonal() / np.maximum(union, 1))[union > 0].mean())
+        assert mean_iou(counts[level]) == pytest.approx(
+            100 * (table.diagonal() / np.maximum(union, 1))[union > 0].mean()
+        )
     nothing = count_pixels(np.zeros((0, 20, 30), np.float32), [], truth, 5)
     assert (nothing[:, 1, 0] == (truth != IGNORED).sum()).all() and (nothing[:, 0, 0] == (truth == 0).sum()).all()
 

@@ -230,7 +230,8 @@ def measure_weakly(
     if len(used) < 2:
         raise ValueError(f"{len(used)} images that can be read; at least 2 are needed, to choose on and to report")
     counts = {key: np.stack(found) for key, found in counted.items()}  # (images, thresholds, 3, classes)
-    rows, own = [], {}
+    rows: list[Row] = []
+    own: dict[str, Counts] = {}
     plain = counts[PLAIN, Way()]
     for name, ways in _families(counts).items():
         row, chosen = _chosen(name, {way: counts[_family(name), way] for way in ways})
@@ -260,7 +261,7 @@ def all_scores(
     ways = ways_of([m.block for m in found])
     once = [way for way in ways if way.steps == 1 and len(way.path) == 1]  # a partition's means stay as they are
     parts = {
-        SQUARES: square_patches(tensor.shape[2:], patch_grid(found[-1])),
+        SQUARES: square_patches((tensor.shape[2], tensor.shape[3]), patch_grid(found[-1])),
         SLIC: slic(np.asarray(seen), n_segments=found[-1].slots, compactness=10, start_label=0),
     }
     tried = {SLOTS: (logits_of(found), ways), KMEANS: (logits_of(kmeans_maps(seer.model, tensor)), once)}
