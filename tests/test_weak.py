@@ -170,18 +170,18 @@ def test_the_interval_is_of_pairs() -> None:
 
 @pytest.fixture(scope="module")
 def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Nine scenes in PASCAL VOC's layout with classes of its own, six of them for training."""
+    """Ten scenes in PASCAL VOC's layout with classes of its own, six of them for training; the last is told to be empty."""
     root = tmp_path_factory.mktemp("weak")
     names = ["background", *(f"kind{i}" for i in range(len(CLASSES)))]
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True)
     (root / "classes.txt").write_text("\n".join(names))
-    for index in range(9):
+    for index in range(10):
         scene = make_scene(5, index, 64)
         Image.fromarray(scene.image).save(root / "JPEGImages" / f"{index}.jpg", quality=95)
-        Image.fromarray(scene.semantic).save(root / "SegmentationClass" / f"{index}.png")
+        Image.fromarray(scene.semantic * (index < 9)).save(root / "SegmentationClass" / f"{index}.png")
     (root / "ImageSets/Segmentation/train.txt").write_text("\n".join("012345"))
-    (root / "ImageSets/Segmentation/val.txt").write_text("\n".join("678"))
+    (root / "ImageSets/Segmentation/val.txt").write_text("\n".join("6789"))
     return root
 
 
@@ -205,7 +205,7 @@ def test_a_classifier_from_image_labels(net, voc: Path) -> None:
 def test_measure_on_data_of_other_classes(voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     options = ["--data", voc, "--image-size", 64, "--scales", "[1.0]", "--maps", "cam", "--report", tmp_path / "weak"]
     found = json.loads(output(capsys, "eval", "--task", "weak-segment", *options, "--json"))
-    assert (found["images"], found["chosen_on"]) == (1, 2) and "6 training images" in found["about"]
+    assert (found["images"], found["chosen_on"]) == (2, 2) and "6 training images" in found["about"]
     rows = {row["name"]: row for row in found["rows"]}
     kinds = ["plain map", "slots", "in sequence", "k-means", "untrained", "squares", "SLIC"]
     assert set(kinds) < set(rows) and sum(name.startswith("stages.") for name in rows) == 9
@@ -215,7 +215,7 @@ def test_measure_on_data_of_other_classes(voc: Path, tmp_path: Path, capsys: pyt
         assert row["low"] <= row["gain"] <= row["high"]
     assert len(rows["in sequence"]["way"]["path"]) > 1
     page = (tmp_path / "weak" / "report.html").read_text()
-    assert "most lost" not in page and "in sequence" in page and (tmp_path / "weak" / "examples.png").is_file()
+    assert "in sequence" in page and (tmp_path / "weak" / "examples.png").is_file()
 
 
 def test_the_plain_row_is_what_its_masks_are_worth(capsys: pytest.CaptureFixture, scenes_net: Path) -> None:

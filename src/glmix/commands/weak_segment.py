@@ -67,7 +67,7 @@ def weak_segment(
         print(aligned([list(COLUMNS), *map(cells_of, found.rows)]))
         print_skipped(found.skipped)
     if report:
-        shown = examples(seer, images, rows, found, nets[1])
+        shown = examples(seer, images, rows, found)
         page = write_weak_page(Path(report), found, shown, f"Masks from image labels: {checkpoint} on {data}", told)
         if not json:
             print(page)

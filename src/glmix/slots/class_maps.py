@@ -46,7 +46,7 @@ def class_maps(model: GLNet, images: Tensor, classifier: nn.Linear, classes: Seq
         model: a GLNet in evaluation mode, on the device of `images`.
         images: (B, C, H, W), prepared.
         classifier: of its pooled features: the model's own (`linear_classifier`), or another.
-        classes: K rows of `classifier`.
+        classes: K rows of `classifier`, one at least.
     """
     with torch.no_grad():
         entering = model.stages[:-1](model.stem(images))
@@ -62,7 +62,7 @@ def class_maps(model: GLNet, images: Tensor, classifier: nn.Linear, classes: Seq
     for slope in slopes:
         weights = slope.mean((2, 3), keepdim=True) if kind == "grad-cam" else slope
         found.append((weights * entering.detach()).sum(1))
-    return torch.stack(found, 1) if found else entering.new_zeros(len(images), 0, *entering.shape[2:]).detach()
+    return torch.stack(found, 1)
 
 
 def mean_maps(

@@ -9,7 +9,7 @@ What a way of spreading leaves open (blocks, steps, mixing, threshold) is chosen
 are of the other.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import Any
@@ -249,10 +249,17 @@ def classes_there(truth: NDArray[np.uint8], known: dict[int, int]) -> list[int]:
 
 
 def all_scores(
-    seer: Seer, photo: Image.Image, size: tuple[int, ...], rows: Sequence[int], untrained: GLNet | None
+    seer: Seer,
+    photo: Image.Image,
+    size: tuple[int, ...],
+    rows: Sequence[int],
+    untrained: GLNet | None = None,
+    only: Container[tuple[str, Way]] | None = None,
 ) -> Iterator[tuple[tuple[str, Way], NDArray[np.float32]]]:
-    """Scores (K, H, W) of the classifier's `rows` at `size` (H, W), by what maps are spread by, and how."""
-    maps = seer.maps(photo, rows)
+    """Scores (K, H, W) of the classifier's `rows` at `size` (H, W), by what maps are spread by, and how; `only` these."""
+    height, width = size
+    maps = seer.maps(photo, rows) if rows else None  # an image of background alone has no labels
+    nothing = np.zeros((0, height, width), np.float32)
     tensor = prepare_whole(photo, seer.preparation)[None]
     found = slot_maps(seer.model, tensor)
     seen = Image.fromarray(np.asarray(photo)).resize((tensor.shape[3], tensor.shape[2]))
@@ -264,16 +271,16 @@ def all_scores(
         SQUARES: square_patches((tensor.shape[2], tensor.shape[3]), patch_grid(found[-1])),
         SLIC: slic(np.asarray(seen), n_segments=found[-1].slots, compactness=10, start_label=0),
     }
-    tried = {SLOTS: (logits_of(found), ways), KMEANS: (logits_of(kmeans_maps(seer.model, tensor)), once)}
+    tried: dict[str, tuple[dict[str, Tensor], list[Way]]] = {PLAIN: ({}, [Way()]), SLOTS: (logits_of(found), ways)}
+    tried[KMEANS] = logits_of(kmeans_maps(seer.model, tensor)), once
     if untrained is not None:
         tried[UNTRAINED] = (logits_of(slot_maps(untrained, tensor)), ways)
     for name, partition in parts.items():
         tried[name] = ({name: logits_of_parts(partition)}, [Way((name,), 1, mix) for mix in (1.0, 0.5)])
-    height, width = size
-    yield (PLAIN, Way()), scores_at(maps, (height, width))
     for name, (blocks, among) in tried.items():
         for way in among:
-            yield (name, way), scores_at(spread_by(maps, blocks, way), (height, width))
+            if only is None or (name, way) in only:
+                yield (name, way), nothing if maps is None else scores_at(spread_by(maps, blocks, way), (height, width))
 
 
 def _family(name: str) -> str:

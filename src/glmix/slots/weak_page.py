@@ -11,7 +11,6 @@ from PIL import Image
 
 from glmix.data.masks import IGNORED
 from glmix.data.samples import Source
-from glmix.models import GLNet
 from glmix.page import heading, image, paragraph, table, write_page
 from glmix.slots.figures import save_figure
 from glmix.slots.quality import bounded
@@ -26,7 +25,7 @@ from glmix.slots.weak import (
     all_scores,
     classes_there,
     mask_of,
-)  # fmt: skip
+)
 from glmix.tasks.pictures import painted
 
 SHOWN = 3  # images of each kind
@@ -57,9 +56,7 @@ def extremes(gains: NDArray[np.float64]) -> dict[str, list[int]]:
     return {"most gained": order[:count], "in the middle": order[middle : middle + count], "most lost": order[-count:]}
 
 
-def examples(
-    seer: Seer, images: Source, rows_of_classes: dict[int, int], measured: Measured, untrained: GLNet | None = None
-) -> list[Example]:
+def examples(seer: Seer, images: Source, rows_of_classes: dict[int, int], measured: Measured) -> list[Example]:
     """Photos of `extremes`, drawn by the plain map, through slots and through superpixels, as they were measured."""
     rows = {row.name: row for row in measured.rows if row.name in (PLAIN, SLOTS, SLIC)}
     found = []
@@ -69,10 +66,9 @@ def examples(
             classes = classes_there(truth, rows_of_classes)
             wanted = {(name, row.way): name for name, row in rows.items()}
             masks = {"truth": np.where(truth == IGNORED, 0, truth)}
-            scored = all_scores(seer, photo, truth.shape, [rows_of_classes[c] for c in classes], untrained)
-            for key, scores in scored:
-                if key in wanted:
-                    masks[wanted[key]] = mask_of(scores, classes, rows[wanted[key]].threshold)
+            numbers = [rows_of_classes[c] for c in classes]
+            for key, scores in all_scores(seer, photo, truth.shape, numbers, only=wanted):
+                masks[wanted[key]] = mask_of(scores, classes, rows[wanted[key]].threshold)
             drawn = {name: painted(photo, mask, images.names) for name, mask in masks.items()}
             found.append(Example(f"{kind}: {measured.gains[place]:+.0f}", photo, drawn))
     return found
