@@ -19,10 +19,10 @@ from glmix.models.weights import read_checkpoint
 from glmix.training import resuming
 from glmix.training.module import Trained
 
-# everything random is on: crops, flips, colours, erasing, mixing, drop path, moving average, repeated augmentation
+# everything random is on: crops, flips, colours, erasing, mixing, drop path, moving average, the grid of slots, repeated augmentation
 OPTIONS = (
     "--epochs 3 --batch-size 4 --image-size 32 --precision fp32 --drop-path 0.2 --ema 0.9 --mixup 0.4 --cutmix 1 "
-    "--mix-prob 0.8 --color-jitter 0.3 --random-erasing 0.3 --checkpoint-steps 2 --warmup-epochs 1"
+    "--mix-prob 0.8 --color-jitter 0.3 --random-erasing 0.3 --checkpoint-steps 2 --warmup-epochs 1 --slot-grids 1 4"
 ).split()
 
 

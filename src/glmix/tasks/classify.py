@@ -18,6 +18,7 @@ from glmix.data.sources import open_data
 from glmix.models import build, config_of, load_body
 from glmix.models.description import Description
 from glmix.ranges import NonNegativeFloat, PositiveInt, Share, ShareAboveZero, Side, SideOrZero
+from glmix.training.grids import check_grids, own_grid, set_grid
 from glmix.training.options import TrainOptions
 from glmix.training.task import Task
 
@@ -40,6 +41,8 @@ class ClassifyOptions(TrainOptions, Augmentation):
         cutmix: alpha of cutmix; 0 for none.
         mix_prob: probability that a batch is mixed.
         label_smoothing: share of the label spread over all classes.
+        slot_distill: with slot_grids, each step also learns the labels with the largest grid, and the drawn one learns its
+            answers (in-place distillation; Yu and Huang, "Universally Slimmable Networks", 2019); about twice the time.
     """
 
     linear_probe: bool = False
@@ -53,6 +56,7 @@ class ClassifyOptions(TrainOptions, Augmentation):
     cutmix: NonNegativeFloat = 1.0
     mix_prob: Share = 0.5
     label_smoothing: Share = 0.1
+    slot_distill: bool = False
 
     GROUPS: ClassVar[dict[str, str]] = TrainOptions.GROUPS | {
         "crop_scale": "images and their augmentation",
@@ -63,12 +67,17 @@ class ClassifyOptions(TrainOptions, Augmentation):
         super().__post_init__()
         if self.start_size > self.image_size:
             raise ValueError(f"start_size {self.start_size} is above image_size {self.image_size}; images grow to that")
+        if self.slot_distill and (not self.slot_grids or self.grad_checkpointing):
+            raise ValueError("slot_distill is of slot_grids, and without grad_checkpointing, whose recomputed blocks would "
+                             "have one grid alone")  # fmt: skip
         if (self.mixup or self.cutmix) and self.batch_size % 2:
             raise ValueError(f"batch_size must be even with mixup or cutmix, not {self.batch_size}")
 
 
 def start(model: Any, options: ClassifyOptions, description: Description) -> str:
     """The weights of `init`, and of a linear probe only the classifiers left to learn."""
+    if options.slot_grids:
+        check_grids(model, options.slot_grids, options.start_size or options.image_size)
     said = load_body(model, options.init, description.classes) if options.init else ""
     if options.linear_probe:
         model.requires_grad_(False)
@@ -140,7 +149,19 @@ class ClassifyLoss:
         else:
             targets = F.one_hot(batch.targets, self.classes).float()
             targets = targets * (1 - self.options.label_smoothing) + self.options.label_smoothing / self.classes
+        if self.options.slot_distill:
+            return self.distilled(model, images, targets)
         return F.cross_entropy(model(images).float(), targets)
+
+    def distilled(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        """Mean of the largest grid's cross-entropy with the targets, and the drawn grid's with what the largest answers."""
+        drawn, sides = own_grid(model), self.options.slot_grids
+        assert drawn and sides
+        set_grid(model, (sides[1], sides[1]))
+        answers = model(images).float()
+        set_grid(model, drawn)
+        learned = F.cross_entropy(model(images).float(), answers.detach().softmax(1))
+        return (F.cross_entropy(answers, targets) + learned) / 2
 
 
 class Scores(nn.Module):

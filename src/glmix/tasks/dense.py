@@ -10,6 +10,7 @@ from glmix.errors import UserError
 from glmix.models import load_body, network_of
 from glmix.models.description import Description
 from glmix.ranges import NonNegativeInt
+from glmix.training.grids import check_grids
 from glmix.training.options import TrainOptions
 
 
@@ -55,6 +56,8 @@ def start(model: nn.Module, options: DenseOptions, description: Description) -> 
     Raises:
         UserError: more stages are to be frozen than there are.
     """
+    if options.slot_grids:
+        check_grids(model, options.slot_grids, 0)
     said, net = "", network_of(model)
     if options.init:
         kept = load_body(model, options.init, description.classes) == "head kept"

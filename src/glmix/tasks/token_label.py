@@ -48,6 +48,8 @@ class TokenLabelOptions(ClassifyOptions):
         super().__post_init__()
         if self.mixup or self.cutmix:
             raise ValueError("with token labels, MixToken mixes the images; set mixup and cutmix to 0")
+        if self.slot_distill:
+            raise ValueError("with token labels a teacher is there already; leave out slot_distill")
 
 
 def token_grid(model: GLNet, side: int) -> tuple[int, int]:

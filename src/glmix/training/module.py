@@ -19,6 +19,7 @@ from glmix.models import GLNet, network_of
 from glmix.models.description import Description
 from glmix.models.slot_maps import slot_maps
 from glmix.models.weights import write_checkpoint
+from glmix.training.grids import drawn_grid, own_grid, set_grid
 from glmix.training.optim import parameter_groups, schedule
 from glmix.training.options import TrainOptions
 from glmix.training.processes import gathered
@@ -66,6 +67,7 @@ class Trained(pl.LightningModule):
         self.steps_before = 0  # of the schedule, where the run goes on
         self.skipped: set[Skipped] = set()
         self.slot_health: dict[str, float] = {}
+        self.grid = own_grid(model)
 
     @property
     def kinds(self) -> dict[str, nn.Module]:
@@ -136,6 +138,8 @@ class Trained(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.check_readable(batch)
+        if self.options.slot_grids:
+            set_grid(self.model, drawn_grid(self.options.slot_grids, self.options.seed, self.current_epoch, batch_idx))
         # everything random in a step hangs on the seed and the step alone, so a cut run repeats it
         step = batch_idx * self.trainer.world_size + self.global_rank
         with seeded(self.options.seed, self.current_epoch, step), self.attention_kernel():
@@ -151,6 +155,10 @@ class Trained(pl.LightningModule):
         self.skipped.update(batch.skipped)
         self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)
         return loss
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        if self.options.slot_grids and self.grid:  # after the backward pass, which may run blocks again
+            set_grid(self.model, self.grid)
 
     def attention_kernel(self) -> AbstractContextManager:
         """On a CPU the plain form of attention, which trains 15 to 25 % faster than the fused kernel."""

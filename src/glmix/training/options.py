@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from glmix.errors import UserError
+from glmix.models.seeds import MOST_SLOTS
 from glmix.ranges import (
     Decay,
     NonNegativeFloat,
@@ -46,6 +47,8 @@ class TrainOptions:
         model_args: options of the architecture, such as {slot_grid: [7, 7]}.
         init: checkpoint whose weights to start from; its classifier is replaced where the classes differ.
         drop_path: largest rate of stochastic depth.
+        slot_grids: sides of the smallest and largest grid of slots, such as 2 12: each step draws one between these, so
+            that one model does with any number of slots. Validation has the model's own grid.
         grad_checkpointing: recompute activations in the backward pass, to save memory.
         compile: compile the model with torch.compile.
         epochs: passes over the training images.
@@ -87,6 +90,7 @@ class TrainOptions:
     model_args: dict[str, Any] = field(default_factory=dict)
     init: str = ""
     drop_path: Share = 0.05
+    slot_grids: tuple[int, int] | None = None
     grad_checkpointing: bool = False
     compile: bool = False
     epochs: PositiveInt = 30
@@ -144,6 +148,15 @@ class TrainOptions:
         for name in ("min_lr", "warmup_lr"):
             if getattr(self, name) > self.lr:
                 raise ValueError(f"{name} {getattr(self, name):g} is above lr {self.lr:g}, the largest of the run")
+        if self.slot_grids is not None:
+            least, most = self.slot_grids = (self.slot_grids[0], self.slot_grids[1])
+            if not 1 <= least < most <= MOST_SLOTS**0.5:
+                raise ValueError(f"slot_grids {[least, most]}: the smallest and the largest side, such as 2 12, of "
+                                 f"{MOST_SLOTS} slots at most")  # fmt: skip
+            if self.compile:
+                raise ValueError(
+                    "slot_grids changes the network in every step, which compile cannot follow; leave one out"
+                )
         if self.schedule == "step" and (not self.milestones or sorted(set(self.milestones)) != self.milestones):
             raise ValueError(f"milestones {self.milestones}: the step schedule needs rising epochs, such as [8, 11]")
         if self.strategy == "fsdp" and self.ema:
