@@ -77,7 +77,8 @@ def segment(
     given = labels_named(labels, described)
     source = open_pictures(sources)
     seer = Seer(model, described.prepared, linear_classifier(model), maps, tuple(scales or SCALES))
-    places, records = Path(out), []
+    places = Path(out)
+    records: list[dict[str, Any]] = []
     for index, stem in enumerate(different_stems(source.files)):
         name = readable(source.files[index])
         try:
@@ -95,7 +96,7 @@ def segment(
         for kind, picture in draw(photo, mask, replace(described, names=called)).items():
             with written_whole(places / f"{stem}.{kind}.png") as file:
                 picture.save(file, "PNG")
-        objects = [
+        objects: list[dict[str, Any]] = [
             {"label": described.classes[row], "name": described.names[row], "number": number,
              "probability": round(found[row], 4), "share": round(float((mask == number).float().mean()), 4)}
             for row, number in zip(classes, numbers, strict=True)

@@ -69,9 +69,16 @@ def examples(seer: Seer, images: Source, rows_of_classes: dict[int, int], measur
             numbers = [rows_of_classes[c] for c in classes]
             for key, scores in all_scores(seer, photo, truth.shape, numbers, only=wanted):
                 masks[wanted[key]] = mask_of(scores, classes, rows[wanted[key]].threshold)
-            drawn = {name: painted(photo, mask, images.names) for name, mask in masks.items()}
+            drawn = {name: objects_painted(photo, mask, images.names) for name, mask in masks.items()}
             found.append(Example(f"{kind}: {measured.gains[place]:+.0f}", photo, drawn))
     return found
+
+
+def objects_painted(photo: Image.Image, mask: NDArray[np.uint8], names: Sequence[str]) -> Image.Image:
+    """As `painted`, with the background as it is."""
+    picture = np.array(painted(photo, mask, names))
+    picture[: photo.height][mask == 0] = np.asarray(photo)[mask == 0]
+    return Image.fromarray(picture)
 
 
 def plot_examples(shown: Sequence[Example]) -> Figure:
