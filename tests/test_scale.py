@@ -17,6 +17,7 @@ from glmix.models import create_model
 from glmix.models.description import Description
 from glmix.models.weights import read_checkpoint, write_checkpoint
 from glmix.tasks.classify import CLASSIFY, ClassifyOptions
+from glmix.training.processes import started
 from glmix.training.progress import read_rows
 from glmix.training.run import prepare
 
@@ -198,6 +199,37 @@ assert main(["eval", "--data", photos, *weights, "--knn", "--json"]) == 0
 assert main(["explain", "--folder", photos, "--checkpoint", run, "--out", out + "/slots"]) == 0
 assert main(["label-tokens", "--teacher", run, "--data", photos, "--out", out + "/labels", "--size", "64"]) == 0
 """
+
+
+def test_who_started_several_processes(monkeypatch: pytest.MonkeyPatch):
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "TORCHELASTIC_"))]:
+        monkeypatch.delenv(name)
+    assert started() is None
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "4")
+    assert started() == (4, 1)
+    monkeypatch.setenv("SLURM_NNODES", "3")
+    assert started() == (4, 3)
+    for name, value in (("TORCHELASTIC_RUN_ID", "a"), ("LOCAL_WORLD_SIZE", "2"), ("WORLD_SIZE", "6")):
+        monkeypatch.setenv(name, value)
+    assert started() == (2, 3)
+
+
+@pytest.mark.slow
+def test_tasks_of_slurm_share_the_work(run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Two, with what srun tells each."""
+    words = ["predict", str(photos), "--checkpoint", str(run), "--batch-size", "4", "--workers", "0", "--out"]
+    assert main([*words, str(tmp_path / "one.csv")]) == 0
+    told = {"NTASKS": 2, "NTASKS_PER_NODE": 2, "NNODES": 1, "NODEID": 0, "JOB_ID": 7, "JOB_NAME": "embed"}
+    told |= {"NODELIST": "127.0.0.1"}
+
+    def task(rank: int) -> subprocess.Popen:
+        own = told | {"PROCID": rank, "LOCALID": rank}
+        environment = {f"SLURM_{name}": str(value) for name, value in own.items()}
+        command = [sys.executable, "-m", "glmix.cli", *words, str(tmp_path / "two.csv")]
+        return subprocess.Popen(command, env=os.environ | environment | {"OMP_NUM_THREADS": "1"})
+
+    assert [process.wait(timeout=300) for process in [task(0), task(1)]] == [0, 0]
+    assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
 
 
 @pytest.mark.slow
