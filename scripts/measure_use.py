@@ -3,7 +3,7 @@
 Usage: measure_use.py imports
        measure_use.py kills FOLDER            (of images: killed three times and gone on with, is the file the same?)
        measure_use.py memory FOLDER           (peak of 400 images, and of all)
-       measure_use.py speed FOLDER INFERENCE  (INFERENCE: inference.py of timm's repository)
+       measure_use.py speed FOLDER            (beside the same by timm's functions, in turns)
 """
 
 import os
@@ -17,7 +17,7 @@ from pathlib import Path
 
 PYTHON = sys.executable
 GLMIX = [PYTHON, "-m", "glmix.cli"]
-BATCH, WORKERS = "64", "1"
+BATCH, WORKERS, TOP = "64", "1", 5
 
 
 def seconds(*command: str) -> float:
@@ -79,63 +79,66 @@ def memory(folder: str) -> None:
             )
             code = (
                 "import resource, sys; from glmix.cli import main; main(sys.argv[1:]);"
-                "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+                "print(*[resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)])"
             )
             words = ["predict", str(names), "--batch-size", BATCH, "--workers", WORKERS, "--out", f"{place}/a.csv"]
             done = subprocess.run([PYTHON, "-c", code, *words], check=True, capture_output=True, text=True)
-            print(f"{count} images: peak {int(done.stdout.split()[-1]) / 1e6:.3f} GB")
+            own, loading = (int(word) / 1e6 for word in done.stdout.split()[-2:])
+            print(f"{count} images: peak {own:.3f} GB, of the loading process {loading:.3f} GB")
 
 
-def speed(folder: str, inference: str) -> None:
+def speed(folder: str) -> None:
     count = sum(path.is_file() for path in Path(folder).rglob("*"))
     with tempfile.TemporaryDirectory() as place:
-        subprocess.run([*GLMIX, "convert", "--to", "hub", "glnet_pico.imagenette", f"{place}/hub"], check=True)
-        theirs = "import glmix, runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+        hub = f"{place}/hub"
+        subprocess.run([*GLMIX, "convert", "--to", "hub", "glnet_pico.imagenette", hub], check=True)
+        options = ["--checkpoint", hub, "--batch-size", BATCH, "--workers", WORKERS, "--top", str(TOP)]
         cases = {
-            "glmix predict": [
-                *GLMIX,
-                "predict",
-                folder,
-                "--checkpoint",
-                f"{place}/hub",
-                "--batch-size",
-                BATCH,
-                "--workers",
-                WORKERS,
-                "--top",
-                "5",
-                "--out",
-                f"{place}/a.csv",
-            ],
-            "inference.py": [
-                PYTHON,
-                "-c",
-                theirs,
-                inference,
-                "--data-dir",
-                folder,
-                "--model",
-                f"local-dir:{place}/hub",
-                "--pretrained",
-                "--device",
-                "cpu",
-                "-b",
-                BATCH,
-                "-j",
-                WORKERS,
-                "--topk",
-                "5",
-                "--results-dir",
-                place,
-                "--no-console-results",
-                "--channels-last",
-            ],
+            "glmix predict": [*GLMIX, "predict", folder, *options, "--out", f"{place}/a.csv"],
+            "timm": [PYTHON, __file__, "by_timm", folder, hub, f"{place}/b.csv"],
         }
         for name, taken in in_turns(cases, 3).items():
             print(f"{name:<14}{taken:7.1f} s  {count / taken:6.1f} images/s, with imports")
 
 
+def by_timm(folder: str, hub: str, out: str) -> None:
+    """What inference.py of timm's repository does to a folder, by the same functions of timm: the best classes as CSV."""
+    import numpy as np
+    import pandas as pd
+    import timm
+    import torch
+    from timm.data import (
+        CustomDatasetInfo,
+        DatasetInfoLabelMapper,
+        create_dataset,
+        create_loader,
+        resolve_input_data_config,
+    )
+
+    import glmix  # noqa: F401  (registers the architecture)
+
+    model = timm.create_model(f"local-dir:{hub}", pretrained=True).eval().to(memory_format=torch.channels_last)
+    known, config = model.pretrained_cfg, resolve_input_data_config(model, {}, use_test_size=True)
+    data = create_dataset("", root=folder, split="validation")
+    device = torch.device("cpu")
+    loader = create_loader(
+        data, batch_size=int(BATCH), num_workers=int(WORKERS), use_prefetcher=True, device=device, **config
+    )
+    names = DatasetInfoLabelMapper(CustomDatasetInfo(known["label_names"], known["label_descriptions"]))
+    named = np.vectorize(names, otypes=[object])
+    labels, shares = [], []
+    with torch.inference_mode():
+        for images, _ in loader:
+            best = model(images).softmax(-1).topk(TOP)
+            labels.append(named(best.indices.numpy()))
+            shares.append(best.values.float().numpy())
+    rows = {"filename": data.filenames(basename=True), "label": list(np.concatenate(labels))}
+    pd.DataFrame(rows | {"prob": list(np.concatenate(shares))}).to_csv(out, index=False)
+
+
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    {"imports": imports, "kills": kills, "memory": memory, "speed": speed}[sys.argv[1]](*sys.argv[2:])
+    {"imports": imports, "kills": kills, "memory": memory, "speed": speed, "by_timm": by_timm}[sys.argv[1]](
+        *sys.argv[2:]
+    )
