@@ -1,9 +1,9 @@
 """Measurements of using a model, for a machine that does nothing else: imports, cuts, memory, speed beside timm's script.
 
-Usage: measure_use.py imports
+Usage: measure_use.py imports [ROUNDS]
        measure_use.py kills FOLDER            (of images: killed three times and gone on with, is the file the same?)
        measure_use.py memory FOLDER           (peak of 400 images, and of all)
-       measure_use.py speed FOLDER            (beside the same by timm's functions, in turns)
+       measure_use.py speed FOLDER [ROUNDS]   (beside the same by timm's functions, in turns)
 """
 
 import os
@@ -20,30 +20,33 @@ GLMIX = [PYTHON, "-m", "glmix.cli"]
 BATCH, WORKERS, TOP = "64", "1", 5
 
 
-def seconds(*command: str) -> float:
-    begun = time.monotonic()
+def seconds(*command: str) -> tuple[float, float]:
+    """By the clock, and of the processors; the latter is hardly longer where others use them too."""
+    begun, before = time.monotonic(), os.times()
     subprocess.run(command, check=True, capture_output=True)
-    return time.monotonic() - begun
+    after = os.times()
+    busy = after.children_user + after.children_system - before.children_user - before.children_system
+    return time.monotonic() - begun, busy
 
 
-def in_turns(cases: dict[str, list[str]], rounds: int) -> dict[str, float]:
-    """Medians of the seconds that commands take, in turns."""
-    taken: dict[str, list[float]] = {name: [] for name in cases}
+def in_turns(cases: dict[str, list[str]], rounds: int) -> dict[str, tuple[float, float]]:
+    """Medians of the seconds that commands take, in turns; of both kinds."""
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
     for _ in range(rounds):
         for name, command in cases.items():
             taken[name].append(seconds(*command))
-    return {name: statistics.median(times) for name, times in taken.items()}
+    return {name: tuple(map(statistics.median, zip(*times, strict=True))) for name, times in taken.items()}
 
 
-def imports() -> None:
+def imports(rounds: str = "7") -> None:
     start = Path(__file__).resolve().parent.parent / "src" / "glmix_command.py"
     cases = {name: [PYTHON, "-c", f"import {name}"] for name in ("torch", "timm", "glmix")}
-    found = in_turns(cases | {"glmix --help": [PYTHON, str(start), "--help"]}, 7)
-    for name, time_ in found.items():
-        print(f"{name:<14}{time_:6.2f} s")
-    print(
-        f"glmix is {found['glmix'] / found['timm']:.2f} x timm; --help {found['glmix --help'] / found['torch']:.2f} x torch"
-    )
+    found = in_turns(cases | {"glmix --help": [PYTHON, str(start), "--help"]}, int(rounds))
+    for name, times in found.items():
+        print(f"{name:<14}{times[0]:6.2f} s, {times[1]:6.2f} s of the processors")
+    for kind, what in enumerate(("by the clock", "of the processors")):
+        glmix, helped = found["glmix"][kind] / found["timm"][kind], found["glmix --help"][kind] / found["torch"][kind]
+        print(f"{what}: glmix is {glmix:.2f} x timm; --help {helped:.2f} x torch")
 
 
 def kills(folder: str) -> None:
@@ -87,7 +90,7 @@ def memory(folder: str) -> None:
             print(f"{count} images: peak {own:.3f} GB, of the loading process {loading:.3f} GB")
 
 
-def speed(folder: str) -> None:
+def speed(folder: str, rounds: str = "3") -> None:
     count = sum(path.is_file() for path in Path(folder).rglob("*"))
     with tempfile.TemporaryDirectory() as place:
         hub = f"{place}/hub"
@@ -97,8 +100,9 @@ def speed(folder: str) -> None:
             "glmix predict": [*GLMIX, "predict", folder, *options, "--out", f"{place}/a.csv"],
             "timm": [PYTHON, __file__, "by_timm", folder, hub, f"{place}/b.csv"],
         }
-        for name, taken in in_turns(cases, 3).items():
-            print(f"{name:<14}{taken:7.1f} s  {count / taken:6.1f} images/s, with imports")
+        for name, taken in in_turns(cases, int(rounds)).items():
+            told = [f"{time_:7.1f} s {count / time_:6.1f} images/s" for time_ in taken]
+            print(f"{name:<14}{told[0]} by the clock, {told[1]} of the processors, with imports")
 
 
 def by_timm(folder: str, hub: str, out: str) -> None:
