@@ -190,6 +190,8 @@ def test_run_describes_itself(run: Path):
 TOGETHER = """
 import sys
 from glmix.cli import main
+from glmix.tasks import labelling
+labelling.SHARD = 10  # so that there are several to share
 run, photos, out = sys.argv[1:]
 weights = ["--checkpoint", run, "--batch-size", "4", "--workers", "0"]
 assert main(["predict", photos, *weights, "--out", out + "/a.csv"]) in (0, 1)  # 1 of the first process
@@ -257,6 +259,7 @@ def test_two_processes_use_a_model_as_one_does(
     files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*") if p.is_file())
     assert len(files) > 50
     assert files == sorted(p.relative_to(tmp_path / "two") for p in (tmp_path / "two").rglob("*") if p.is_file())
+    assert sum(file.suffix == ".safetensors" for file in files) == 4
     for file in files:
-        if file.suffix in (".csv", ".npz", ".npy") or file.name.startswith("contact"):
+        if file.suffix in (".csv", ".npz", ".safetensors") or file.name.startswith("contact"):
             assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
