@@ -94,7 +94,7 @@ def speed(folder: str, rounds: str = "3") -> None:
     count = sum(path.is_file() for path in Path(folder).rglob("*"))
     with tempfile.TemporaryDirectory() as place:
         hub = f"{place}/hub"
-        subprocess.run([*GLMIX, "convert", "--to", "hub", "glnet_pico.imagenette", hub], check=True)
+        subprocess.run([*GLMIX, "convert", "--to", "hub", "glnet_pico_tklb.imagenette", hub], check=True)
         options = ["--checkpoint", hub, "--batch-size", BATCH, "--workers", WORKERS, "--top", str(TOP)]
         cases = {
             "glmix predict": [*GLMIX, "predict", folder, *options, "--out", f"{place}/a.csv"],
