@@ -35,6 +35,7 @@ def in_turns(cases: dict[str, list[str]], rounds: int) -> dict[str, tuple[float,
     for _ in range(rounds):
         for name, command in cases.items():
             taken[name].append(seconds(*command))
+            print(f"{name}: {taken[name][-1][0]:.2f} s", file=sys.stderr, flush=True)
     return {name: tuple(map(statistics.median, zip(*times, strict=True))) for name, times in taken.items()}
 
 
