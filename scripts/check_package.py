@@ -16,6 +16,8 @@ EXTRAS = {  # a command that needs each, and the name that it must tell
     "train": (["train", "--data", "scenes"], "lightning"),
     "tables": (["predict", "PHOTO", "--out", "a.parquet"], "pyarrow"),
     "evaluate": (["eval", "--data", "scenes", "--knn"], "sklearn"),
+    "segment": (["slots", "--data", "scenes", "--limit", "1"], "skimage"),
+    "export": (["export", "a.onnx"], "onnx"),
 }
 
 
@@ -29,7 +31,15 @@ def main(folder: Path, install: bool) -> None:
     assert not missing and weights and not others, (missing, weights, others)
     with tarfile.open(sdist) as tar:
         told = {name.partition("/")[2] for name in tar.getnames()}
-    for name in ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "src/glmix/cli.py", "tests/conftest.py"):
+    for name in (
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "CHANGELOG.md",
+        "src/glmix/cli.py",
+        "tests/conftest.py",
+        "docs/use.md",
+    ):
         assert name in told, name
     ours = {f"src/{name}" for name in inside if not name.startswith("glmix-")}
     assert ours <= told, ours - told

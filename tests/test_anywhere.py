@@ -24,8 +24,10 @@ from glmix.data.pictures import open_pictures
 from glmix.data.prepare import Preparation
 from glmix.data.scenes import write_scenes
 from glmix.data.sources import open_data
+from glmix.errors import UserError
 from glmix.files import plain_name, readable
 from glmix.fonts import files_for, pen_font
+from glmix.models.description import Description
 from glmix.slots.figures import save_figure
 from glmix.tasks import TASKS
 from glmix.use.streams import WithReasons
@@ -160,6 +162,8 @@ LACKING = {
     "pyarrow": (["predict", "scenes", "--out", "a.parquet"], "", "tables"),
     "sklearn": (["eval", "--data", "scenes", "--knn"], "", "evaluate"),
     "datasets": (["predict", "hf:me/mine"], "", "train"),
+    "skimage": (["slots", "--data", "scenes", "--limit", "1"], "", "segment"),
+    "onnxscript": (["export", "a.onnx"], "", "export"),
 }
 
 
@@ -174,3 +178,11 @@ def test_what_is_not_installed_is_named(name: str, tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(sys.modules, name, None)
     assert f"{name} is not installed; pip install 'glmix[{extra}]'" in mistake(capsys, *words)
     assert not list(tmp_path.iterdir())
+
+
+def test_measuring_boxes_needs_its_library_before_the_work(monkeypatch: pytest.MonkeyPatch):
+    from glmix.tasks.detect import CocoNumbers
+
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    with pytest.raises(UserError, match=r"pycocotools is not installed; pip install 'glmix\[detect\]'"):
+        CocoNumbers(Description("detect"))

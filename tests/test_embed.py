@@ -93,6 +93,7 @@ def test_regions_of_slots():
     (["--out", "a.npz", "--layer", "stage7"], "--layer stage7: there are head, stage0, stage1, stage2, stage3"),
     (["--out", "a.npz", "--slots", "--layer", "stage1"], "of no use with --slots"),
     (["--out", "a.npz", "--slots", "--block", 70], "GLMix blocks, counted from 0"),
+    (["--out", "a.npz", "--block", 1], "--block 1: of --slots"),
 ], ids=lambda words: " ".join(map(str, words)) if isinstance(words, list) else "")  # fmt: skip
 def test_mistakes(words: list, says: str, photos: Path, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture):
     monkeypatch.chdir(tmp_path)
@@ -105,7 +106,9 @@ def test_what_frozen_features_are_worth(photos: Path, run: Path, capsys: pytest.
     scores = json.loads(output(capsys, *command))
     assert scores == {"knn": 100, "linear": 100, "images": 8, "training_images": 24}
     assert "linear top-1 100.00 % on 8 images" in output(capsys, *command[:-2], "--linear")
-    assert "leave out" in mistake(capsys, *command, "--shuffle-slots")
+    for option in ("--shuffle-slots", "--fast"):
+        assert f"{option}: of no use with --knn and --linear" in mistake(capsys, *command, option)
+    assert "1 training images are too few for two classes" in mistake(capsys, *command, "--limit", 1)
 
 
 def test_neighbours_vote_by_likeness():

@@ -118,6 +118,7 @@ def test_the_card(folder: Path, run: Path):
     assert text.startswith("---\nlibrary_name: timm\n") and "\nlicense: mit\n" in text
     info = load(run)[1].info
     assert f"{info['val_top1']:.2f} % top-1" in text and info["command"] in text
+    assert "glmix eval --checkpoint RUN" in text
     assert "Weights: mit" in text and "Data: red and blue noise, ours" in text and "local-dir:" in text
     config = json.loads((folder / "config.json").read_text("utf-8"))
     assert config["label_names"] == ["blue_thing", "red_thing"] and config["architecture"] == "glnet_pico"

@@ -53,6 +53,9 @@ def test_sources(kind: str, kinds: dict[str, str], monkeypatch: pytest.MonkeyPat
     source, straight = open_pictures([name]), open_pictures(sorted(kinds["list"].splitlines()))
     assert len(source) == 8 == len(set(source.files))
     assert [source.read(i).image.tobytes() for i in range(8)] == [straight.read(i).image.tobytes() for i in range(8)]
+    if kind in ("csv", "txt"):
+        monkeypatch.chdir(Path(name).parent)
+        assert open_pictures([Path(name).name]).files[0].startswith("val/")
     if kind != "parquet":
         assert all(name.endswith(Path(other).name) for name, other in zip(source.files, straight.files))
 
@@ -159,6 +162,7 @@ MISTAKES = {
     "nothing": "nothing: no images in it",
     "*.tif": "*.tif: no file is called like that",
     "-": "none of the images could be read",
+    "https://here/cat.jpg": "https://here/cat.jpg: an address; fetch the file first",
 }
 
 
@@ -171,12 +175,54 @@ def test_mistakes(name: str, photos: Path, tmp_path: Path, monkeypatch: pytest.M
     assert MISTAKES[name] in mistake(capsys, "predict", *words)
 
 
+def test_nothing_that_can_be_read_leaves_nothing(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """Neither a file of reasons over an older one, nor parts that would stand in the way of the mended command."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("not there.png\nnor this.png\n"))
+    (tmp_path / "a.csv").write_text("older")
+    said = mistake(capsys, "predict", "-", "--checkpoint", run, "--out", tmp_path / "a.csv")
+    assert "none of 2 images could be read (first: not there.png: No such file or directory)" in said
+    assert "none of 1 images" in mistake(capsys, "embed", "no.png", "--checkpoint", run, "--out", tmp_path / "b.npz")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+    assert (tmp_path / "a.csv").read_text() == "older"
+
+
+def test_answers_come_as_they_are_had(run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """Those of the first batch before the second is read; on a terminal, how far it is and how fast."""
+    decode, read, told = folders.decode, 0, []
+
+    def counted(data: bytes, name: str) -> Image.Image:
+        nonlocal read
+        read += 1
+        return decode(data, name)
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+        def write(self, text: str) -> int:
+            told.append((text, read))
+            return len(text)
+
+    command = ["predict", str(folder), "--checkpoint", str(run), "--batch-size", "2", "--workers", "0"]
+    monkeypatch.setattr(folders, "decode", counted)
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    assert main(command) == 1
+    lines = [number for text, number in told if "thing" in text or "skipped" in text]
+    assert len(lines) == 9 and lines[0] == 2 and lines[2] == 4
+    told.clear()
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert main([*command, "--out", str(folder.parent / "a.csv")]) == 1
+    shown = [text for text, _ in told if "images/s" in text]
+    assert len(shown) == 5 and shown[0].startswith("\r2/9 images, ") and shown[-1].startswith("\r9/9 images, ")
+
+
 def test_several_processes_need_a_file(photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     import glmix.commands.predict as command
     from glmix.training.processes import Processes
 
     monkeypatch.setattr(command, "join_processes", lambda: Processes(1, 2))
     assert "need --out" in mistake(capsys, "predict", photos)
+    assert "one standard input; give a file" in mistake(capsys, "predict", "-", "--out", "a.csv")
 
 
 def test_boxes_and_masks_are_further_columns():

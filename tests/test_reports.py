@@ -113,3 +113,8 @@ def test_classes_in_another_order_are_compared(run: Path, photos: Path, tmp_path
 def test_what_cannot_be_compared(run: Path, photos: Path, capsys: pytest.CaptureFixture):
     said = mistake(capsys, "eval", "--data", photos, "--compare", run, "glnet_pico_tklb.imagenette")
     assert "of other classes" in said
+    command = ["eval", "--data", photos, "--compare", run]
+    assert "--compare takes two values, not 1" in mistake(capsys, *command)
+    assert "--compare takes two values, not 1" in mistake(capsys, *command, "--json")
+    assert "--fast: of no use with --compare" in mistake(capsys, *command, run, "--fast")
+    assert "--checkpoint: of no use with --compare" in mistake(capsys, *command, run, "--checkpoint", run)

@@ -17,6 +17,7 @@ from glmix.models import create_model
 from glmix.models.description import Description
 from glmix.models.weights import read_checkpoint, write_checkpoint
 from glmix.tasks.classify import CLASSIFY, ClassifyOptions
+from glmix.training.processes import started
 from glmix.training.progress import read_rows
 from glmix.training.run import prepare
 
@@ -189,6 +190,8 @@ def test_run_describes_itself(run: Path):
 TOGETHER = """
 import sys
 from glmix.cli import main
+from glmix.tasks import labelling
+labelling.SHARD = 10  # so that there are several to share
 run, photos, out = sys.argv[1:]
 weights = ["--checkpoint", run, "--batch-size", "4", "--workers", "0"]
 assert main(["predict", photos, *weights, "--out", out + "/a.csv"]) in (0, 1)  # 1 of the first process
@@ -198,6 +201,37 @@ assert main(["eval", "--data", photos, *weights, "--knn", "--json"]) == 0
 assert main(["explain", "--folder", photos, "--checkpoint", run, "--out", out + "/slots"]) == 0
 assert main(["label-tokens", "--teacher", run, "--data", photos, "--out", out + "/labels", "--size", "64"]) == 0
 """
+
+
+def test_who_started_several_processes(monkeypatch: pytest.MonkeyPatch):
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "TORCHELASTIC_"))]:
+        monkeypatch.delenv(name)
+    assert started() is None
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "4")
+    assert started() == (4, 1)
+    monkeypatch.setenv("SLURM_NNODES", "3")
+    assert started() == (4, 3)
+    for name, value in (("TORCHELASTIC_RUN_ID", "a"), ("LOCAL_WORLD_SIZE", "2"), ("WORLD_SIZE", "6")):
+        monkeypatch.setenv(name, value)
+    assert started() == (2, 3)
+
+
+@pytest.mark.slow
+def test_tasks_of_slurm_share_the_work(run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Two, with what srun tells each."""
+    words = ["predict", str(photos), "--checkpoint", str(run), "--batch-size", "4", "--workers", "0", "--out"]
+    assert main([*words, str(tmp_path / "one.csv")]) == 0
+    told = {"NTASKS": 2, "NTASKS_PER_NODE": 2, "NNODES": 1, "NODEID": 0, "JOB_ID": 7, "JOB_NAME": "embed"}
+    told |= {"NODELIST": "127.0.0.1"}
+
+    def task(rank: int) -> subprocess.Popen:
+        own = told | {"PROCID": rank, "LOCALID": rank}
+        environment = {f"SLURM_{name}": str(value) for name, value in own.items()}
+        command = [sys.executable, "-m", "glmix.cli", *words, str(tmp_path / "two.csv")]
+        return subprocess.Popen(command, env=os.environ | environment | {"OMP_NUM_THREADS": "1"})
+
+    assert [process.wait(timeout=300) for process in [task(0), task(1)]] == [0, 0]
+    assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
 
 
 @pytest.mark.slow
@@ -225,6 +259,7 @@ def test_two_processes_use_a_model_as_one_does(
     files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*") if p.is_file())
     assert len(files) > 50
     assert files == sorted(p.relative_to(tmp_path / "two") for p in (tmp_path / "two").rglob("*") if p.is_file())
+    assert sum(file.suffix == ".safetensors" for file in files) == 4
     for file in files:
-        if file.suffix in (".csv", ".npz", ".npy") or file.name.startswith("contact"):
+        if file.suffix in (".csv", ".npz", ".safetensors") or file.name.startswith("contact"):
             assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file

@@ -96,9 +96,9 @@ def test_a_released_file_in_the_weights_folder(tmp_path: Path, monkeypatch: pyte
 def test_shipped_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They come with the package: nothing is looked for elsewhere."""
     monkeypatch.setenv("GLMIX_HOME", str(tmp_path))
-    model = timm.create_model("glnet_pico", pretrained=True)
+    model = timm.create_model("glnet_pico_tklb", pretrained=True)
     assert model.num_classes == 10
-    fresh = timm.create_model("glnet_pico", pretrained=True, num_classes=3)
+    fresh = timm.create_model("glnet_pico_tklb", pretrained=True, num_classes=3)
     assert logits(fresh).shape == (2, 3)
     assert torch.equal(fresh.forward_features(IMAGE), model.eval().forward_features(IMAGE))
 

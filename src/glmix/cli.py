@@ -99,7 +99,10 @@ def normalize(arguments: list[str], options: dict[str, Any]) -> list[str]:
                     equals, value = "=", f"[{','.join(numbers)}]"
             if "tuple[str, str]" in kind and not equals:
                 taken = i + 3
-                equals, value = "=", json.dumps(arguments[i + 1 : taken])
+                pair = [word for word in arguments[i + 1 : taken] if not word.startswith("--")]
+                if len(pair) < 2:
+                    raise UserError(f"{name} takes two values, not {len(pair)}; name both after it")
+                equals, value = "=", json.dumps(pair)
             argument = f"--{plain}{equals}{value}"
         result.append(argument)
     return result
@@ -232,7 +235,8 @@ def answer(arguments: list[str]) -> int:
         print(__version__)
         return 0
     command, *rest = arguments
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for library in ("lightning.pytorch", "huggingface_hub"):  # what they warn of is told by us, in a line
+        logging.getLogger(library).setLevel(logging.ERROR)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, 1)

@@ -7,18 +7,31 @@ from zlib import crc32
 
 import torch
 
-from glmix.data.samples import Skipped
+from glmix.data.pictures import LISTED, open_pictures
+from glmix.data.samples import Skipped, Source
 from glmix.errors import UserError
 from glmix.export.files import is_exported, open_exported
 from glmix.models import GLNet, load, network_of
 from glmix.models.description import Description
 from glmix.models.fold import optimize_for_inference
 from glmix.models.weights import fingerprint
+from glmix.training.processes import Processes
 
 
 def pick_device() -> torch.device:
     """A GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pictures_for(names: Sequence[str], processes: Processes) -> Source:
+    """`open_pictures`, of which each process takes its share.
+
+    Raises:
+        UserError: as there; or several processes would read one standard input.
+    """
+    if processes.count > 1 and LISTED in names:
+        raise UserError(f"{LISTED}: several processes have one standard input; give a file of the names instead")
+    return open_pictures(names)
 
 
 def print_skipped(skipped: Sequence[Skipped]) -> None:

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from glmix.commands.common import load_for_images, load_for_slots, pick_device
-from glmix.data.pictures import open_pictures
+from glmix.commands.common import load_for_images, load_for_slots, pick_device, pictures_for
 from glmix.errors import UserError
 from glmix.models import SHIPPED, network_of
 from glmix.models.weights import fingerprint
@@ -45,8 +44,10 @@ def embed(
     check_ending(place, ENDINGS)
     if slots and layer != "head":
         raise UserError("--layer: of no use with --slots, which are those of a --block; leave it out")
+    if block != -1 and not slots:
+        raise UserError(f"--block {block}: of --slots; without them there is --layer")
     processes = join_processes()
-    source = open_pictures(sources)
+    source = pictures_for(sources, processes)
     if slots:
         net, described = load_for_slots(checkpoint, image_size)
         count = len(net.slot_mixers())

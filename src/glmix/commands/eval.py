@@ -92,11 +92,15 @@ def eval(  # noqa: A001  (the command's name)
         return
     if maps:
         raise UserError("--maps: of --task weak-segment alone; leave it out")
+    of_answers = {"--slot-grid": slot_grid, "--shuffle-slots": shuffle_slots, "--flip": flip, "--scales": scales,
+                  "--window": window, "--fast": fast}  # fmt: skip
+    if knn or linear:
+        refuse_given(of_answers | {"--report": report, "--compare": compare}, "--knn and --linear, of frozen features")
+    elif compare:
+        refuse_given(of_answers | {"--checkpoint": checkpoint != SHIPPED}, "--compare, of two checkpoints as they are")
     processes = join_processes()
     loading = default_workers() if workers < 0 else workers
     if knn or linear:
-        if report or compare or slot_grid or shuffle_slots:
-            raise UserError("--knn and --linear are of frozen features: leave out the options of classifiers")
         probe(data, checkpoint, image_size, batch_size, loading, limit, [knn, linear], processes, json)
         return
     if compare:
@@ -155,6 +159,12 @@ def measured(
     order = EpochOrder(len(source), size, rank=processes.rank, processes=processes.count)
     loader = make_loader(Prepared(source, task.evaluation(described.prepared)), order, workers, task.collate)
     return evaluate(task, model, loader, metrics, pick_device())
+
+
+def refuse_given(options: dict[str, Any], beside: str) -> None:
+    """Raise a UserError if any of these was given, which would change nothing."""
+    if given := [option for option, value in options.items() if value]:
+        raise UserError(f"{given[0]}: of no use with {beside}; leave it out")
 
 
 def print_details(details: dict[str, Any]) -> None:

@@ -4,9 +4,8 @@ import json as json_module
 from pathlib import Path
 from typing import Any
 
-from glmix.commands.common import load_for_images, mark_of, pick_device
+from glmix.commands.common import load_for_images, mark_of, pick_device, pictures_for
 from glmix.data.images import full_size
-from glmix.data.pictures import open_pictures
 from glmix.errors import UserError
 from glmix.files import written_whole
 from glmix.models import SHIPPED
@@ -62,7 +61,7 @@ def predict(
     processes = join_processes()
     if processes.count > 1 and not out:
         raise UserError("several processes need --out, a file for all of their answers")
-    source = open_pictures(sources)
+    source = pictures_for(sources, processes)
     model, described = load_for_images(checkpoint, image_size, fast)
     task = task_named(described.task)
     top = top or task.usual_top

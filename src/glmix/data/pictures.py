@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 import sys
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -91,6 +92,8 @@ def pictures_of(name: str) -> Iterator[Part]:
         yield scenes.files, scenes.pictures
     elif name.startswith(HUB):
         yield from hub_pictures(name)
+    elif re.match(r"https?://", name):
+        raise UserError(f"{name}: an address; fetch the file first, and name that")
     elif path.is_dir():
         yield from within(name, walk(path))
     elif not path.exists() and glob.has_magic(name):
@@ -100,7 +103,7 @@ def pictures_of(name: str) -> Iterator[Part]:
         whole = [one for one in found if not os.path.isdir(one) or "**" not in name]  # `**` has what is in them already
         yield from (part for one in whole for part in pictures_of(one))
     elif path.suffix.lower() in ENDINGS and path.is_file():
-        yield files_at([os.path.join(path.parent, one) for one in listed_paths(name)])
+        yield files_at([os.path.join(os.path.dirname(name), one) for one in listed_paths(name)])
     elif path.suffix.lower() == ".parquet":
         yield from hub_pictures(name)
     elif path.suffix.lower() == ".tar" and path.is_file():

@@ -91,8 +91,9 @@ class Preparation:
 
     def tensor(self, picture: Image.Image) -> Tensor:
         """A picture of the right size as the network's input (C, H, W): of its channels, normalised."""
-        pixels = TF.pil_to_tensor(picture.convert("L" if self.channels == 1 else "RGB")).float() / 255
-        return TF.normalize(pixels, *self.statistics)
+        mode = "L" if self.channels == 1 else "RGB"
+        pixels = TF.pil_to_tensor(picture if picture.mode == mode else picture.convert(mode)).contiguous()
+        return TF.normalize(pixels.float().div_(255), *self.statistics, inplace=True)
 
     def picture(self, tensor: Tensor) -> Image.Image:
         """What `tensor` made (C, H, W), as a picture again."""

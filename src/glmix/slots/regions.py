@@ -72,8 +72,9 @@ def merge_slots(assignment: torch.Tensor, labels: NDArray[np.integer], least: fl
         labels: (H, W) slot indices, from `strongest_slots`.
         least: 1 merges only equal maps, 0 all.
     """
+    shape = labels.shape
     present, labels = np.unique(labels, return_inverse=True)
-    labels = labels.reshape(-1, labels.shape[-1])
+    labels = labels.reshape(shape)  # flat from NumPy below 2
     sums = assignment.detach().double().cpu().flatten(1).numpy()[present]
     sizes = np.bincount(labels.ravel())
     touching = np.zeros((len(present),) * 2, bool)

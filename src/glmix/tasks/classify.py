@@ -7,8 +7,6 @@ import torch
 import torch.nn.functional as F
 from timm.data import Mixup
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy
 
 from glmix.console import say
 from glmix.data.loading import Batch, OfImage, Transform, stack
@@ -169,6 +167,9 @@ class Scores(nn.Module):
 
     def __init__(self, description: Description) -> None:
         super().__init__()
+        from torchmetrics import MeanMetric  # takes two seconds, which predictions have no use for
+        from torchmetrics.classification import MulticlassAccuracy
+
         classes = len(description.classes)
         self.top1 = MulticlassAccuracy(classes, average="micro")
         self.top5 = MulticlassAccuracy(classes, top_k=min(5, classes), average="micro")

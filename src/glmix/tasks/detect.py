@@ -245,6 +245,8 @@ class CocoNumbers(nn.Module):
 
     def __init__(self, description: Description) -> None:
         super().__init__()
+        with needs("detect"):
+            import pycocotools  # noqa: F401  (before the work)
         self.description = description
         self.seen: list[dict[str, Any]] = []
 

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
@@ -244,6 +243,8 @@ class PixelScores(nn.Module):
 
     def __init__(self, description: Description) -> None:
         super().__init__()
+        from torchmetrics.classification import MulticlassConfusionMatrix  # slow to import, as for classification
+
         self.names = description.names
         self.matrix = MulticlassConfusionMatrix(len(description.classes), ignore_index=IGNORED)
         self.images: list[tuple[float, str]] = []

@@ -177,17 +177,11 @@ def arrays_of(journal: Journal, source: Source) -> Iterator[tuple[str, list[NDAr
 
 
 def write_features(journal: Journal, source: Source, out: Path) -> list[str]:
-    """The file of all that a journal holds: parquet, a row an image (or slot), or .npz; and what could not be used.
-
-    Raises:
-        UserError: none of the images could be read.
-    """
+    """The file of all that a journal holds: parquet, a row an image (or slot), or .npz; and what could not be used."""
     failed = [f"{source.files[n]}: {record['error']}" for n, record in journal.merged() if "error" in record]
-    first = next(arrays_of(journal, source), None)
-    if first is None:
-        raise UserError(f"none of {len(source)} images could be read (first: {failed[0]})")
+    _, first = next(arrays_of(journal, source))
     write = write_npz if out.suffix.lower() == ".npz" else write_rows
-    write(journal, source, out, len(source) - len(failed), first[1])
+    write(journal, source, out, len(source) - len(failed), first)
     return failed
 
 

@@ -93,7 +93,8 @@ def card(description: Description, licence: str = "", data: str = "") -> str:
     headline = info.get("headline", "top1")
     known = info.get(f"val_{headline}")
     accuracy = (
-        f"{known:.2f} % top-1 on the images held out of its training"
+        f"{known:.2f} % top-1 on the images held out of its training, "
+        "by `glmix eval --checkpoint RUN --data DATA` (RUN: the folder or file that these weights come from)"
         if known and headline == "top1"
         else "not measured"
     )

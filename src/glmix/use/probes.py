@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from glmix.data.samples import Skipped, Source
 from glmix.errors import UserError, needs
 from glmix.training.processes import Processes, gathered
-from glmix.use.streams import Stream
+from glmix.use.streams import Stream, nothing_read
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # as in "Emerging Properties in Self-Supervised Vision Transformers" (DINO)
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)  # inverse ones, of the linear classifier's regularisation
@@ -39,7 +39,8 @@ def labelled_features(stream: Stream, source: Source, processes: Processes) -> L
     used = [number for number, record in found.items() if "answer" in record]
     skipped = [Skipped(source.files[n], record["error"]) for n, record in found.items() if "error" in record]
     if not used:
-        raise UserError(f"none of {len(source)} images can be read (first: {skipped[0]})")
+        number, record = next(iter(found.items()))
+        raise nothing_read(source, number, record["error"])
     features = np.stack([found[number]["answer"] for number in used])
     return Labelled(features, np.array([source.targets[number] for number in used]), skipped)
 
@@ -58,13 +59,21 @@ def nearest(train: Labelled, val: Labelled) -> float:
 
 
 def linear(train: Labelled, val: Labelled) -> float:
-    """Top-1 in percent of logistic regression of standardised features, its strength chosen on a tenth of the training."""
+    """Top-1 in percent of logistic regression of standardised features, its strength chosen on a tenth of the training.
+
+    Raises:
+        UserError: what is left for fitting is of one class, or nothing.
+    """
     with needs("evaluate"):
         from sklearn.linear_model import LogisticRegression
         from sklearn.model_selection import GridSearchCV, PredefinedSplit
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
     held = np.where(np.random.default_rng(0).permutation(len(train.targets)) % 10 == 0, 0, -1)
+    if len(np.unique(train.targets[held < 0])) < 2:
+        raise UserError(
+            f"--linear: {len(train.targets)} training images are too few for two classes; raise --limit, or leave it out"
+        )
     chain = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
     search = GridSearchCV(chain, {"logisticregression__C": STRENGTHS}, cv=PredefinedSplit(held))
     return 100 * float(search.fit(train.features, train.targets).score(val.features, val.targets))

@@ -13,7 +13,7 @@ from glmix.console import progress
 from glmix.data.loading import Batch, Item, Prepared, Transform, default_workers
 from glmix.data.prepare import Preparation
 from glmix.data.samples import Source
-from glmix.errors import Stopped
+from glmix.errors import Stopped, UserError
 from glmix.journal import Journal
 from glmix.training.processes import Processes
 
@@ -105,7 +105,7 @@ class Stream:
         """All records, in a journal beside `out`: those that are missing are made, each process its share.
 
         Raises:
-            UserError: another command was begun for `out`.
+            UserError: another command was begun for `out`; or none of the images can be read, and nothing is kept.
             Stopped: by Ctrl-C; what is done is kept.
         """
         settings = settings | {"images": self.source.digest(), "batch_size": self.batch_size}
@@ -132,4 +132,13 @@ class Stream:
         finally:
             journal.close()
         processes.wait()
+        if processes.first and not any("answer" in record for _, record in journal.merged()):
+            (number, record), *_ = journal.merged()
+            journal.remove()
+            raise nothing_read(self.source, number, record["error"])
         return journal
+
+
+def nothing_read(source: Source, number: int, reason: str) -> UserError:
+    """That none of a source's images can be used, with the reason of one."""
+    return UserError(f"none of {len(source)} images could be read (first: {source.files[number]}: {reason})")
