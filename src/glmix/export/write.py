@@ -177,7 +177,10 @@ def _write_openvino(model: nn.Module, terms: Terms, path: Path, calibration: Seq
     if terms.precision == "int8":
         made = quantized(made, calibration)
     made.set_rt_info(terms.header(), KEY)
-    openvino.save_model(made, path, compress_to_fp16=False)
+    try:
+        openvino.save_model(made, path, compress_to_fp16=False)
+    except RuntimeError as error:  # all that it says where the disk is full
+        raise OSError(str(error).strip().splitlines()[-1]) from error
 
 
 def quantized(model: Any, calibration: Sequence[Tensor]) -> Any:

@@ -216,7 +216,7 @@ def cosine_by_length(seeds_BMC: Tensor, x_BNC: Tensor, scale: Tensor) -> Tensor:
 @register_notrace_function
 def attending(seeds_BMC: Tensor, x_BNC: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Seeds (B, M, C) and pixels (B, N, C) whose products are the similarities, for fused attention."""
-    seeds_BMC = unit_seeds(seeds_BMC, scale).to(x_BNC.dtype).expand(len(x_BNC), -1, -1)
+    seeds_BMC = unit_seeds(seeds_BMC, scale).to(x_BNC.dtype).expand(x_BNC.shape[0], -1, -1)
     return seeds_BMC, (x_BNC * shorter(x_BNC).unsqueeze(2)).to(x_BNC.dtype)
 
 
@@ -308,7 +308,8 @@ class GLMixBySDPA(GLMix):
     def forward(self, x_BHWC: Tensor, entering_BHWC: Tensor) -> Tensor:
         normed_BHWC = self.norm(x_BHWC)
         if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript leaves alone what stands in this `if`)
-            if self.similarity._forward_hooks:  # somebody looks at the similarities
+            if self.similarity._forward_hooks or torch.jit.is_tracing() or torch.compiler.is_exporting():
+                # somebody looks at the similarities, or free sizes are wanted, which attention narrows
                 return self.globally(normed_BHWC, entering_BHWC) + self.local(normed_BHWC)
         normed_BNC = normed_BHWC.flatten(1, 2)
         seeds_BMC = self.seeds(entering_BHWC if self.seeds_from == "entering" else normed_BHWC)

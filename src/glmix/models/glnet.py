@@ -269,8 +269,11 @@ def linear_of_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     They are the largest of all activations, and the cheapest to have again.
     """
-    if torch.is_autocast_enabled(x.device.type):  # as autocast has it for linear layers, which it does not see in here
-        kind = torch.get_autocast_dtype(x.device.type)
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(
+        device
+    ):  # as autocast has it for linear layers, which it does not see in here
+        kind = torch.get_autocast_dtype(device)
         x, weight, bias = x.to(kind), weight.to(kind), bias.to(kind)
     out: Tensor = _LinearOfGELU.apply(x, weight, bias)  # type: ignore[no-untyped-call]
     return out
