@@ -74,10 +74,7 @@ def test_clustering_and_dispatching_as_attention(variant: str) -> None:
         torch.testing.assert_close(folded(x), model(x))
     for ours, theirs in zip(slot_maps(folded, IMAGE), slot_maps(model, IMAGE), strict=True):
         torch.testing.assert_close(ours.logits, theirs.logits)
-    free = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height", min=33), 3: torch.export.Dim("width", min=33)}
-    exported = torch.export.export(folded, (IMAGE,), dynamic_shapes=(free,)).module()
-    for made in (torch.jit.script(folded), exported):
-        torch.testing.assert_close(made(x), model(x))
+    torch.testing.assert_close(torch.jit.script(folded)(x), model(x))
 
 
 @torch.no_grad()
@@ -149,11 +146,11 @@ def test_nothing_to_fold() -> None:
         optimize_for_inference(nn.Linear(3, 3))
 
 
-@pytest.mark.parametrize("variant", ["glnet_pico", "glnet_4g_tklb"])
+@pytest.mark.parametrize(("variant", "sdpa"), [("glnet_pico", False), ("glnet_pico", True), ("glnet_4g_tklb", False)])
 @torch.no_grad()
-def test_scripted_traced_and_exported(variant: str) -> None:
+def test_scripted_traced_and_exported(variant: str, sdpa: bool) -> None:
     model = small(variant)
-    folded = optimize_for_inference(model)
+    folded = optimize_for_inference(model, sdpa=sdpa)
     free = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height", min=33), 3: torch.export.Dim("width", min=33)}
     exported = torch.export.export(folded, (IMAGE,), dynamic_shapes=(free,)).module()
     for made in (torch.jit.script(folded), exported):

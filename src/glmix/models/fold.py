@@ -49,8 +49,8 @@ def optimize_for_inference(model: nn.Module, sdpa: bool = False) -> nn.Module:
 
     Args:
         model: a GLNet, or anything that holds one (a head's `backbone`, a feature extractor), on any device.
-        sdpa: cluster and dispatch by PyTorch's fused attention, of which each is one head. Slower on the CPUs where it
-            was measured (docs/performance.md); `glmix bench --engines fast,sdpa` tells for other hardware.
+        sdpa: cluster and dispatch by PyTorch's fused attention, of which each is one head. Off, as no measurement speaks
+            for it yet; `glmix bench --engines fast,sdpa --memory` makes one.
 
     Returns:
         The copy: modules of PyTorch, exported and scripted as the model's are. Outputs differ by rounding alone.
