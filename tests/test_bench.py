@@ -67,6 +67,26 @@ def test_saved_activations_are_counted_once() -> None:
     assert kept == pytest.approx(2 * 16 * 1024 * 4 / 2**20)
 
 
+def test_activations_of_gelu_are_not_kept_and_gradients_stay() -> None:
+    """A layer that somebody listens to is run as it is, and keeps them: the same loss and gradients, bit for bit."""
+    found = []
+    for listens in (True, False):
+        torch.manual_seed(0)
+        model = timm.create_model("glnet_stl", dims=(32, 32, 32, 32), num_classes=4)
+        if listens:
+            for part in model.modules():
+                if type(part).__name__ == "MLP":
+                    part.fc2.register_forward_hook(lambda *_: None)
+        x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        kept = saved_activations(lambda model=model, x=x: model(x).sum(), model)
+        loss = model(x).square().sum()
+        loss.backward()
+        found.append((kept, loss, {name: p.grad for name, p in model.named_parameters()}))
+    (before, loss, wanted), (after, given_loss, given) = found
+    assert after < 0.9 * before
+    torch.testing.assert_close((given_loss, given), (loss, wanted), rtol=0, atol=0)
+
+
 def test_published_accuracies_have_a_source_each() -> None:
     known = accuracies()
     assert {name: known[name][0] for name in PUBLISHED} == {name: row["top1"] for name, row in PUBLISHED.items()}
@@ -80,7 +100,9 @@ def test_multiply_adds_grow_with_the_size() -> None:
 
 
 def test_mistakes(tmp_path: Path, capsys: Any) -> None:
-    assert "there are eager, fast, compile, onnxruntime, openvino" in mistake(capsys, "bench", "--engines", "tensorrt")
+    assert "there are eager, fast, sdpa, compile, onnxruntime, openvino" in mistake(
+        capsys, "bench", "--engines", "tensorrt"
+    )
     assert "no model 'nonsense' in timm" in mistake(capsys, "bench", "--models", "nonsense")
     assert "at least 32 pixels" in mistake(capsys, "bench", "--sizes", 16)
     assert "onnxruntime has no bf16" in mistake(
@@ -100,7 +122,7 @@ def test_the_figures_claimed() -> None:
             model = timm.create_model(name).eval()
             times = in_turns({plain: model, fast: optimize_for_inference(model)}, plain, 15)
             assert times[fast].ratio >= 0.9 * claimed, name
-        for name, claimed in (("glnet_4g", 0.55), ("glnet_stl", 0.42)):
+        for name, claimed in (("glnet_4g", 0.45), ("glnet_stl", 0.42)):
             peaks = [peak_memory(Case(name, engine, "fp32", 1024, 1), 1) for engine in ("eager", "fast")]
             assert peaks[1] / peaks[0] <= claimed / 0.9, name
     finally:

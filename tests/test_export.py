@@ -1,6 +1,7 @@
 """Exported files compute what the network does, say what they are, and are used like checkpoints."""
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from glmix.export.write import static, write
 from glmix.models import load
 from glmix.models.description import Description
 from glmix.models.fold import optimize_for_inference
+from glmix.models.heads import with_head
 from glmix.models.weights import write_checkpoint
 
 TINY: dict[str, Any] = {"dims": (32, 64), "depths": (1, 1), "mixers": ("glmix", "attention"), "num_classes": 2}
@@ -161,6 +163,36 @@ def test_a_file_that_computes_something_else_is_not_kept(tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"odd\.pt2: computes something else than the network .*; not kept"):
         write(Odd(), terms("torch"), tmp_path / "odd.pt2")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("form", SUFFIX)
+def test_no_space_leaves_nothing_half_written(form: str, checkpoint: Path, tmp_path: Path) -> None:
+    """No file may grow beyond 64 kB, and what was there before stays."""
+    from glmix.errors import UserError
+
+    model, described = load(checkpoint)
+    path = tmp_path / f"out{SUFFIX[form]}"
+    path.write_bytes(b"of before")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, before[1]))
+    try:
+        with pytest.raises(UserError, match="free space, or choose another place") as error:
+            write(model, static(Terms(described, form)), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == b"of before"
+
+
+def test_detectors_are_refused(tmp_path: Path, capsys: Any) -> None:
+    body = timm.create_model("glnet_pico", **{**FOUR, "num_classes": 0})
+    model = with_head(body, {"name": "retinanet", "head_channels": 32}, 2)
+    described = Description("detect", "glnet_pico", FOUR, CLASSES, CLASSES, preparation=Preparation(size=(64, 64)))
+    described.head = {"name": "retinanet", "head_channels": 32}
+    path = write_checkpoint(tmp_path / "boxes.safetensors", described, model.state_dict())
+    assert "use the checkpoint itself, with --fast" in mistake(
+        capsys, "export", "--checkpoint", path, tmp_path / "o.onnx"
+    )
 
 
 def test_mistakes(files: dict[str, Path], checkpoint: Path, photos: Path, tmp_path: Path, capsys: Any) -> None:

@@ -65,6 +65,41 @@ def test_outputs_are_the_same(variant: str) -> None:
         assert (ours.block, ours.stride, ours.slot_grid) == (theirs.block, theirs.stride, theirs.slot_grid)
 
 
+@pytest.mark.parametrize("variant", ["glnet_pico", "glnet_stl_paramslot"])
+@torch.no_grad()
+def test_clustering_and_dispatching_as_attention(variant: str) -> None:
+    model = small(variant)
+    folded = optimize_for_inference(model, sdpa=True)
+    for x in (IMAGE, torch.randn(1, 3, 97, 131)):
+        torch.testing.assert_close(folded(x), model(x))
+    for ours, theirs in zip(slot_maps(folded, IMAGE), slot_maps(model, IMAGE), strict=True):
+        torch.testing.assert_close(ours.logits, theirs.logits)
+    torch.testing.assert_close(torch.jit.script(folded)(x), model(x))
+
+
+@torch.no_grad()
+def test_a_large_grid_is_never_there_as_a_whole() -> None:
+    """Slots of the first stage, 200 x 160 places that go by rows, are those of all places at once."""
+    model = small("glnet_pico", slot_scale=40.0)
+    folded = optimize_for_inference(model)
+    x, kept = torch.randn(2, 3, 800, 640), []
+    for network in (model, folded):
+        handle = network.stages[0].blocks[0].mixer.slot_attn.register_forward_hook(lambda _m, _i, out: kept.append(out))
+        network.stages[0](network.stem(x))
+        handle.remove()
+    torch.testing.assert_close(kept[1], kept[0])
+
+
+@torch.no_grad()
+def test_what_a_hook_sees_stays_as_it_was() -> None:
+    seen = []
+    for network in (model := small("glnet_4g"), optimize_for_inference(model)):
+        handle = network.stages[0].blocks[0].mixer.register_forward_hook(lambda _m, _i, out: seen.append(out))
+        network(IMAGE)
+        handle.remove()
+    torch.testing.assert_close(seen[1], seen[0])
+
+
 def test_the_original_stays_as_it_was() -> None:
     model = small("glnet_16g").train()
     modes = [part.training for part in model.modules()]
@@ -111,11 +146,11 @@ def test_nothing_to_fold() -> None:
         optimize_for_inference(nn.Linear(3, 3))
 
 
-@pytest.mark.parametrize("variant", ["glnet_pico", "glnet_4g_tklb"])
+@pytest.mark.parametrize(("variant", "sdpa"), [("glnet_pico", False), ("glnet_pico", True), ("glnet_4g_tklb", False)])
 @torch.no_grad()
-def test_scripted_traced_and_exported(variant: str) -> None:
+def test_scripted_traced_and_exported(variant: str, sdpa: bool) -> None:
     model = small(variant)
-    folded = optimize_for_inference(model)
+    folded = optimize_for_inference(model, sdpa=sdpa)
     free = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height", min=33), 3: torch.export.Dim("width", min=33)}
     exported = torch.export.export(folded, (IMAGE,), dynamic_shapes=(free,)).module()
     for made in (torch.jit.script(folded), exported):

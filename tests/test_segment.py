@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -354,6 +355,26 @@ def test_predict_and_explain(trained: Path, squares: Path, tmp_path: Path, capsy
         assert len(colours) == 2
     output(capsys, "explain", image, "--checkpoint", trained, "--out", tmp_path / "slots", "--figures", "slots")
     assert (tmp_path / "slots" / "0.slots.png").exists()
+
+
+@pytest.mark.parametrize("ending", ["free.onnx", "free.xml", "static.xml"])
+def test_exported_files_are_measured_and_predict(
+    ending: str, trained: Path, squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    """As the checkpoint does; but a static one sees whole pictures squashed to a square."""
+    path = tmp_path / ending
+    static = ["--static"] if "static" in ending else []
+    said = output(capsys, "export", "--checkpoint", trained, *static, path)
+    assert re.search(r"top-1 agrees on (\d+) of \1 pixels", said)
+    wanted, given = (
+        json.loads(output(capsys, "eval", "--checkpoint", c, "--data", squares, "--workers", 0, "--json"))
+        for c in (trained, path)
+    )
+    assert given["miou"] == pytest.approx(wanted["miou"], abs=15 if static else 0.1)
+    image = squares / "val" / "0.png"
+    answers = [json.loads(output(capsys, "predict", image, "--checkpoint", c, "--json")) for c in (trained, path)]
+    shares = [{row["name"]: row["share"] for row in answer["predictions"]} for answer in answers]
+    assert shares[1] == pytest.approx(shares[0], abs=0.1 if static else 1e-3)
 
 
 def test_from_other_weights(trained: Path, squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture):

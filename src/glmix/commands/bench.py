@@ -59,7 +59,8 @@ def bench(
         against: other models of timm, with commas between.
         sizes: sides of the images in pixels, such as 224 384.
         batch: images at a time, such as 1 8.
-        engines: of eager, fast (glmix.optimize_for_inference), compile, onnxruntime, openvino; with commas between.
+        engines: of eager, fast (glmix.optimize_for_inference), sdpa (the same with sdpa=True), compile, onnxruntime,
+            openvino; with commas between.
         precision: of fp32, bf16; with commas between.
         base: what all is compared with, MODEL or MODEL:ENGINE; left out, the first model in the first engine.
         rounds: measured passes of each; their median is told, and half the distance of the quartiles.

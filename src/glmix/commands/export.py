@@ -17,7 +17,7 @@ from glmix.ranges import PositiveInt, SideOrZero
 from glmix.tasks import task_named
 from glmix.training.processes import join_processes
 
-EXPORTED = ("classify", "token-label")  # tasks whose outputs are logits
+EXPORTED = ("classify", "token-label", "segment")  # tasks whose outputs are logits
 
 
 def export(
@@ -50,13 +50,17 @@ def export(
         raise UserError(f"--data: {'with --precision int8 alone' if data else 'int8 needs images, as glmix train has'}")
     model, described = load(checkpoint)
     if described.task not in EXPORTED:
-        raise UserError(f"{checkpoint}: a model for {described.task}; exported are those of {' and '.join(EXPORTED)}")
+        raise UserError(
+            f"{checkpoint}: a model for {described.task}, which cannot be exported (those for {', '.join(EXPORTED)} can): its "
+            "answers are as many as there are objects; use the checkpoint itself, with --fast"
+        )
     task = task_named(described.task)
     if image_size:
         described.preparation = described.prepared.at(image_size)
     terms = Terms(described, format, precision)
     if static:
         terms = of_one_size(terms)
+        described = terms.description
     calibration: list[torch.Tensor] = []
     if data:
         source = task.open(data).split("train")

@@ -27,9 +27,9 @@ from glmix.export.write import write as write_file
 from glmix.models.description import Description
 from glmix.models.fold import optimize_for_inference
 
-ENGINES = ("eager", "fast", "compile", "onnxruntime", "openvino")
+ENGINES = ("eager", "fast", "sdpa", "compile", "onnxruntime", "openvino")
 PACKAGES = {"onnxruntime": "onnxruntime", "openvino": "openvino"}  # whose version counts beside PyTorch's
-HALF = ("eager", "fast", "compile", "openvino")  # engines with bf16
+HALF = ("eager", "fast", "sdpa", "compile", "openvino")  # engines with bf16
 Forward = Callable[[Tensor], Any]
 
 
@@ -112,7 +112,7 @@ def prepared(case: Case, threads: int, device: str) -> tuple[Forward, nn.Module 
         return lambda images: run(images.numpy()), None
     if case.engine != "eager":
         try:
-            model = optimize_for_inference(model)
+            model = optimize_for_inference(model, sdpa=case.engine == "sdpa")
         except ValueError:  # a network of others: as it is, channels last
             model = model.to(memory_format=torch.channels_last)
     if case.precision == "bf16":
@@ -192,7 +192,7 @@ def _peak(case: Case, threads: int, answer: Any) -> None:
         run, _ = prepared(case, threads, "cpu")
         images = case.images()
         with torch.inference_mode():
-            if case.engine in ("eager", "fast"):  # what libraries set up once
+            if case.engine in ("eager", "fast", "sdpa"):  # what libraries set up once
                 run(images[:1, :, :64, :64])
             Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
             before = _resident("VmRSS")

@@ -40,7 +40,7 @@ def write(model: nn.Module, terms: Terms, path: Path, calibration: Sequence[Tens
     """Write `model` as the file that `terms` describe, and check it at two sizes and batches (one, of a static one).
 
     Args:
-        model: in evaluation mode, on the CPU; images (B, C, H, W) to logits (B, classes).
+        model: in evaluation mode, on the CPU; images (B, C, H, W) to logits (B, classes), of segmenters (B, classes, H, W).
         terms: format and precision; with a size, for that and one image at a time alone.
         path: of the file; OpenVINO's weights come beside it, as `.bin`.
         calibration: images (1, C, H, W) for int8.
@@ -94,12 +94,19 @@ def example(terms: Terms, batch: int, more: int = 0) -> Tensor:
     Of a single place of the last grid, 32 px, a trace would take its number for a constant: free sizes begin above it.
     """
     preparation = terms.description.prepared
-    height, width = terms.size or (max(side, 64) for side in preparation.size)
+    sides = (min(preparation.size),) * 2 if preparation.resize == "short" else preparation.size
+    height, width = terms.size or (max(side, 64) for side in sides)
     generator = torch.Generator().manual_seed(batch + more)
     coarse = torch.randn(batch, preparation.channels, height // 16, width // 16, generator=generator)
     size = (height + more, width + more)
     smooth = nn.functional.interpolate(coarse, size=size, mode="bilinear")
     return smooth + 0.3 * torch.randn(smooth.shape, generator=generator)
+
+
+def agreement(given: Tensor, wanted: Tensor) -> str:
+    """On how many images, or pixels, the likeliest class is the same."""
+    same = given.argmax(1) == wanted.argmax(1)
+    return f"top-1 agrees on {int(same.sum())} of {same.numel()}" + (" pixels" if same.ndim > 1 else "")
 
 
 def checked(model: nn.Module, exported: Exported) -> list[str]:
@@ -117,7 +124,6 @@ def checked(model: nn.Module, exported: Exported) -> list[str]:
             wanted = model(images)
         given = exported(images)
         difference = float((given - wanted).norm() / wanted.norm())
-        agree = int((given.argmax(1) == wanted.argmax(1)).sum())
         size = f"{batch} of {images.shape[2]} x {images.shape[3]}"
         largest = float((given - wanted).abs().max())
         if not difference <= TOLERANCE[terms.precision]:
@@ -125,7 +131,7 @@ def checked(model: nn.Module, exported: Exported) -> list[str]:
                 f"{exported.path.name}: computes something else than the network ({size}: logits differ by "
                 f"{difference:.1%}); not kept"
             )
-        found.append(f"{size}: logits differ by at most {largest:.1e}, top-1 agrees on {agree} of {batch}")
+        found.append(f"{size}: logits differ by at most {largest:.1e}, {agreement(given, wanted)}")
     return found
 
 
@@ -146,7 +152,11 @@ def exported_program(model: nn.Module, terms: Terms) -> Any:
 
 
 def _write_torch(model: nn.Module, terms: Terms, path: Path, calibration: Sequence[Tensor]) -> None:
-    torch.export.save(exported_program(model, terms), str(path), extra_files={KEY: terms.header()})
+    buffer = (
+        io.BytesIO()
+    )  # what writes into files itself says of a full disk nothing that could be told from other errors
+    torch.export.save(exported_program(model, terms), buffer, extra_files={KEY: terms.header()})
+    path.write_bytes(buffer.getbuffer())
 
 
 def _write_onnx(model: nn.Module, terms: Terms, path: Path, calibration: Sequence[Tensor]) -> None:
@@ -157,7 +167,7 @@ def _write_onnx(model: nn.Module, terms: Terms, path: Path, calibration: Sequenc
     assert program is not None
     made = program.model_proto
     onnx.helper.set_model_props(made, {KEY: terms.header()})
-    onnx.save(made, path)
+    path.write_bytes(made.SerializeToString())
 
 
 def _write_openvino(model: nn.Module, terms: Terms, path: Path, calibration: Sequence[Tensor]) -> None:
@@ -167,7 +177,10 @@ def _write_openvino(model: nn.Module, terms: Terms, path: Path, calibration: Seq
     if terms.precision == "int8":
         made = quantized(made, calibration)
     made.set_rt_info(terms.header(), KEY)
-    openvino.save_model(made, path, compress_to_fp16=False)
+    try:
+        openvino.save_model(made, path, compress_to_fp16=False)
+    except RuntimeError as error:  # all that it says where the disk is full
+        raise OSError(str(error).strip().splitlines()[-1]) from error
 
 
 def quantized(model: Any, calibration: Sequence[Tensor]) -> Any:
@@ -185,6 +198,13 @@ WRITERS = {"torch": _write_torch, "onnx": _write_onnx, "openvino": _write_openvi
 
 
 def static(terms: Terms) -> Terms:
-    """The terms of a file for one image at a time, of the size that the checkpoint prepares."""
-    height, width = terms.description.prepared.size
-    return replace(terms, size=(height, width), batch=1)
+    """The terms of a file for one image at a time, of the size that the checkpoint prepares.
+
+    What is prepared at its own aspect else, whole, is squashed to a square then.
+    """
+    described = terms.description
+    preparation = described.prepared
+    if preparation.resize == "short":
+        preparation = replace(preparation, size=(min(preparation.size),) * 2, resize="squash")
+    height, width = preparation.size
+    return replace(terms, description=replace(described, preparation=preparation), size=(height, width), batch=1)

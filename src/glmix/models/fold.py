@@ -6,7 +6,8 @@
 - folds LayerScale into the linear layer before it, the final norm into the classifiers, and the bias of a GLMix block's
   local branch into its slots (each place gets a mean of slots whose weights sum to 1);
 - divides similarities by the length of the features, and not the features: M x N numbers instead of N x C;
-- lets blocks go over large grids row by row, so that what a few rows need stays in the cache, and memory stays small;
+- lets blocks go over large grids row by row, so that what a few rows need stays in the cache, and memory stays small:
+  of a large grid neither norm nor similarities are ever there as a whole;
 - keeps linear layers in oneDNN's own layout as well, which saves packing them anew for every image.
 
 The last two are for a CPU that runs the module itself; compilers and exporters see the plain form. Nothing but PyTorch is
@@ -43,11 +44,13 @@ ROWS_BYTES = (
 )  # of features that a block computes at a time, for each thread: they stay in the cache, by measurement
 
 
-def optimize_for_inference(model: nn.Module) -> nn.Module:
+def optimize_for_inference(model: nn.Module, sdpa: bool = False) -> nn.Module:
     """A copy of `model` that computes the same faster, in evaluation mode, with weights that learn no more.
 
     Args:
         model: a GLNet, or anything that holds one (a head's `backbone`, a feature extractor), on any device.
+        sdpa: cluster and dispatch by PyTorch's fused attention, of which each is one head. Off, as no measurement speaks
+            for it yet; `glmix bench --engines fast,sdpa --memory` makes one.
 
     Returns:
         The copy: modules of PyTorch, exported and scripted as the model's are. Outputs differ by rounding alone.
@@ -67,7 +70,8 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     for part in parts:
         for kind, other in _FASTER.items():
             if type(part) is kind and not (isinstance(part, GLMix) and not is_published(part)):
-                part.__class__ = other  # the same weights, computed with otherwise
+                attends = sdpa and isinstance(part, GLMix) and part.assignment == "soft"
+                part.__class__ = GLMixBySDPA if attends else other  # the same weights, computed with otherwise
     for part in list(folded.modules()):
         if isinstance(part, FoldedGLNet):
             part.fold_classifiers()
@@ -191,16 +195,33 @@ def _by_rows(x_BHWC: Tensor, channels: int, halo: int, compute: Callable[..., Te
     return out
 
 
+def unit_seeds(seeds_BMC: Tensor, scale: Tensor) -> Tensor:
+    """Seeds of unit length times `scale`, in float32 at least."""
+    seeds = at_least_float32(seeds_BMC)
+    return seeds * (at_least_float32(scale) / torch.linalg.vector_norm(seeds, dim=-1, keepdim=True).clamp(min=1e-12))
+
+
+def shorter(x_BNC: Tensor) -> Tensor:
+    """By what features (B, N) have unit length, in float32 at least."""
+    return torch.linalg.vector_norm(at_least_float32(x_BNC), dim=-1).clamp(min=1e-12).reciprocal()
+
+
 @register_notrace_function
 def cosine_by_length(seeds_BMC: Tensor, x_BNC: Tensor, scale: Tensor) -> Tensor:
     """As `glmix.models.slots.similarity`, with the length of each pixel's features divided out of the product."""
-    seeds, x = at_least_float32(seeds_BMC), at_least_float32(x_BNC)
-    seeds = seeds * (at_least_float32(scale) / torch.linalg.vector_norm(seeds, dim=-1, keepdim=True).clamp(min=1e-12))
-    shorter_BN = torch.linalg.vector_norm(x, dim=-1).clamp(min=1e-12).reciprocal()
-    return torch.matmul(seeds.to(x_BNC.dtype), x_BNC.transpose(-2, -1)) * shorter_BN.unsqueeze(1).to(x_BNC.dtype)
+    seeds_BMC, shorter_BN = unit_seeds(seeds_BMC, scale).to(x_BNC.dtype), shorter(x_BNC).to(x_BNC.dtype)
+    return torch.matmul(seeds_BMC, x_BNC.transpose(-2, -1)) * shorter_BN.unsqueeze(1)
 
 
-torch.fx.wrap("cosine_by_length")
+@register_notrace_function
+def attending(seeds_BMC: Tensor, x_BNC: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Seeds (B, M, C) and pixels (B, N, C) whose products are the similarities, for fused attention."""
+    seeds_BMC = unit_seeds(seeds_BMC, scale).to(x_BNC.dtype).expand(x_BNC.shape[0], -1, -1)
+    return seeds_BMC, (x_BNC * shorter(x_BNC).unsqueeze(2)).to(x_BNC.dtype)
+
+
+for _name in ("cosine_by_length", "attending"):
+    torch.fx.wrap(_name)
 
 
 class LengthSimilarity(SlotSimilarity):
@@ -222,30 +243,97 @@ class DirectlyPooledSeeds(PooledSeeds):
 
 
 class GLMixByRows(GLMix):
-    """`GLMix` that dispatches and convolves a few rows at a time."""
+    """`GLMix` that goes over large grids a few rows at a time: norm, similarities and both branches."""
 
     def forward(self, x_BHWC: Tensor, entering_BHWC: Tensor) -> Tensor:
-        normed_BHWC = self.norm(x_BHWC)
         if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript leaves alone what stands in this `if`)
             if _runs_here(x_BHWC):
-                return self.mixed_by_rows(normed_BHWC, *self.gather(normed_BHWC, entering_BHWC))
+                return self.by_rows(x_BHWC, entering_BHWC)
+        normed_BHWC = self.norm(x_BHWC)
         return self.globally(normed_BHWC, entering_BHWC) + self.local(normed_BHWC)
 
     @torch.jit.unused
-    def mixed_by_rows(self, normed_BHWC: Tensor, logits_BMN: Tensor, slots_BMC: Tensor) -> Tensor:
-        W, C = normed_BHWC.shape[2:]
+    def by_rows(self, x_BHWC: Tensor, entering_BHWC: Tensor) -> Tensor:
+        C = x_BHWC.shape[3]
+        parts = list(_pieces(x_BHWC.shape, 3 * C, x_BHWC.element_size()))
+        whole = len(parts) == 1 or self.assignment != "soft" or self.seeds_from != "entering"
+        seeds_BMC = logits_BMN = None
+        if whole or self.similarity._forward_hooks:  # somebody looks at the similarities
+            x_BHWC = self.norm(x_BHWC)
+            logits_BMN, slots_BMC = self.gather(x_BHWC, entering_BHWC)
+        else:
+            seeds_BMC = self.seeds(entering_BHWC).expand(len(x_BHWC), -1, -1)
+            slots_BMC = self.attend(
+                torch.cat([self.gathered(seeds_BMC, x_BHWC, image) for image in range(len(x_BHWC))])
+            )
         branch: Any = self.local
         first, conv, last = branch
 
         def compute(images: slice, rows: slice, kept: slice) -> Tensor:
-            local = last(conv(first(normed_BHWC[images, rows]))[:, kept])
-            pixels = slice((rows.start + kept.start) * W, (rows.start + kept.stop) * W)
-            weights = torch.softmax(at_least_float32(logits_BMN[images, :, pixels]), 1).to(local.dtype)
+            normed = x_BHWC[images, rows]
+            if logits_BMN is None:
+                normed = self.norm(normed)
+                logits = self.similarity(seeds_BMC[images], normed[:, kept].flatten(1, 2))
+            else:
+                W = x_BHWC.shape[2]
+                logits = logits_BMN[images, :, (rows.start + kept.start) * W : (rows.start + kept.stop) * W]
+            local = last(conv(first(normed))[:, kept])
+            weights = torch.softmax(at_least_float32(logits), 1).to(local.dtype)
             mixed = torch.baddbmm(local.reshape(len(local), -1, C), weights.transpose(1, 2), slots_BMC[images])
             return mixed.view(local.shape)
 
         halo = conv.kernel_size[0] // 2 if isinstance(conv, DepthwiseConv) else 0
-        return _by_rows(normed_BHWC, 3 * C, halo, compute)
+        return _by_rows(x_BHWC, 3 * C, halo, compute)
+
+    def gathered(self, seeds_BMC: Tensor, x_BHWC: Tensor, image: int) -> Tensor:
+        """Slots (1, M, C) of an image: sums over its rows, each weighted relative to the highest similarity so far."""
+        M, C = seeds_BMC.shape[1:]
+        sums_MC = at_least_float32(x_BHWC.new_zeros(M, C))
+        total_M, highest_M = sums_MC.new_zeros(M), sums_MC.new_full((M,), -torch.inf)
+        for _, top, bottom in _pieces(x_BHWC[:1].shape, 3 * C, x_BHWC.element_size()):
+            normed_1NC = self.norm(x_BHWC[image : image + 1, top:bottom]).flatten(1, 2)
+            logits_MN = at_least_float32(self.similarity(seeds_BMC[image : image + 1], normed_1NC))[0]
+            higher_M = torch.maximum(highest_M, logits_MN.amax(1))
+            weights_MN = (logits_MN - higher_M.unsqueeze(1)).exp()
+            kept_M = (highest_M - higher_M).exp()
+            total_M = total_M * kept_M + weights_MN.sum(1)
+            sums_MC = sums_MC * kept_M.unsqueeze(1) + torch.matmul(weights_MN.to(x_BHWC.dtype), normed_1NC[0])
+            highest_M = higher_M
+        return (sums_MC / total_M.unsqueeze(1)).to(x_BHWC.dtype).unsqueeze(0)
+
+
+class GLMixBySDPA(GLMix):
+    """`GLMix` whose clustering and dispatching are attention of one head each; similarities never come into memory."""
+
+    def forward(self, x_BHWC: Tensor, entering_BHWC: Tensor) -> Tensor:
+        normed_BHWC = self.norm(x_BHWC)
+        if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript leaves alone what stands in this `if`)
+            if self.similarity._forward_hooks or torch.jit.is_tracing() or torch.compiler.is_exporting():
+                # somebody looks at the similarities, or free sizes are wanted, which attention narrows
+                return self.globally(normed_BHWC, entering_BHWC) + self.local(normed_BHWC)
+        normed_BNC = normed_BHWC.flatten(1, 2)
+        seeds_BMC = self.seeds(entering_BHWC if self.seeds_from == "entering" else normed_BHWC)
+        seeds_BMC, unit_BNC = attending(seeds_BMC, normed_BNC, self.similarity.scale)
+        clustered_BMC = F.scaled_dot_product_attention(
+            seeds_BMC.unsqueeze(1), unit_BNC.unsqueeze(1), normed_BNC.unsqueeze(1), scale=1.0
+        ).squeeze(1)
+        dispatched_BNC = F.scaled_dot_product_attention(
+            unit_BNC.unsqueeze(1), seeds_BMC.unsqueeze(1), self.attend(clustered_BMC).unsqueeze(1), scale=1.0
+        ).squeeze(1)
+        return dispatched_BNC.reshape(normed_BHWC.shape) + self.local(normed_BHWC)
+
+
+class BlockInPlace(Block):
+    """`Block` that adds what enters a branch to what the branch has made, where nobody else looks at that."""
+
+    def forward(self, entering_BHWC: Tensor) -> Tensor:
+        x_BHWC = self.pos_conv(entering_BHWC)
+        if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript leaves alone what stands in this `if`)
+            if _runs_here(x_BHWC) and not (self.mixer._forward_hooks or self.mlp._forward_hooks):
+                x_BHWC = self.ls1(self.mixer(x_BHWC, entering_BHWC)).add_(x_BHWC)
+                return self.ls2(self.mlp(x_BHWC)).add_(x_BHWC)
+        x_BHWC = x_BHWC + self.ls1(self.mixer(x_BHWC, entering_BHWC))
+        return x_BHWC + self.ls2(self.mlp(x_BHWC))
 
 
 class MLPByRows(MLP):
@@ -357,6 +445,7 @@ class FoldedGLNet(GLNet):
 
 _FASTER: dict[type[nn.Module], type[nn.Module]] = {
     GLNet: FoldedGLNet,
+    Block: BlockInPlace,
     GLMix: GLMixByRows,
     MLP: MLPByRows,
     SlotSimilarity: LengthSimilarity,

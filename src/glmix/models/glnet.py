@@ -241,6 +241,47 @@ GLMIX_OPTIONS = frozenset(
 )
 
 
+class _LinearOfGELU(torch.autograd.Function):
+    """`F.linear(F.gelu(x), weight, bias)` that keeps `x` alone for the backward pass, and has GELU once more there."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.linear(F.gelu(x), weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        (out,) = gradients
+        rows = out.flatten(0, -2)
+        to_x, to_weight, to_bias = ctx.needs_input_grad
+        return (
+            torch.ops.aten.gelu_backward(torch.matmul(out, weight), x) if to_x else None,
+            torch.matmul(rows.t(), F.gelu(x).flatten(0, -2)) if to_weight else None,
+            rows.sum(0) if to_bias else None,
+        )
+
+
+def linear_of_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`F.linear(F.gelu(x), weight, bias)`; GELU's outputs are not kept for the backward pass, but computed anew.
+
+    They are the largest of all activations, and the cheapest to have again.
+    """
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(
+        device
+    ):  # as autocast has it for linear layers, which it does not see in here
+        kind = torch.get_autocast_dtype(device)
+        x, weight, bias = x.to(kind), weight.to(kind), bias.to(kind)
+    out: Tensor = _LinearOfGELU.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    return out
+
+
 class GridAttention(nn.Module):
     """Norm, then attention among all pixels of a grid (B, H, W, C): the mixer of the last stage."""
 
@@ -266,7 +307,21 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden, dim, **dd)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        return self.fc2(self.act(self.conv(self.fc1(self.norm(x_BHWC)))))
+        hidden_BHWC = self.conv(self.fc1(self.norm(x_BHWC)))
+        if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript leaves alone what stands in this `if`)
+            if self.learns_from(hidden_BHWC):
+                return linear_of_gelu(hidden_BHWC, self.fc2.weight, self.fc2.bias)
+        return self.fc2(self.act(hidden_BHWC))
+
+    @torch.jit.unused
+    def learns_from(self, hidden_BHWC: Tensor) -> bool:
+        """Whether a backward pass is to come, through a last layer that nobody has changed or listens to."""
+        if not isinstance(hidden_BHWC, Tensor) or not torch.is_grad_enabled() or not hidden_BHWC.requires_grad:
+            return False
+        if torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+            return False  # compilers choose themselves what they keep
+        last = self.fc2
+        return type(last) is nn.Linear and not last._forward_hooks and not last._forward_pre_hooks
 
 
 class LayerScale(nn.Module):
