@@ -4,6 +4,7 @@ import sys
 
 COMMANDS = {
     "train": "train a model on your images",
+    "study": "train variants side by side, and compare them",
     "eval": "accuracy of a model on labelled images",
     "predict": "what a model sees in images",
     "embed": "features of images, for search and classifiers of your own",
