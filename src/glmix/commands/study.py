@@ -63,11 +63,12 @@ def study(options: StudyOptions) -> int:
     Args:
         options: those of the study, and of `glmix train` for its runs; `out` is the folder of all.
     """
-    training, out = training_of(options), Path(options.out)
+    training = training_of(options)
+    out = Path(training.out)
     rows = chosen_rows(options.study, [row.strip() for row in options.rows.split(",") if row.strip()])
     base = options.base or study_named(options.study).base
     chosen_rows(options.study, [base])
-    seeds = range(options.seed, options.seed + options.seeds)
+    seeds = range(training.seed, training.seed + options.seeds)
     runs = planned(rows, options.seeds, training)
     if options.dry_run:
         for run in runs:
