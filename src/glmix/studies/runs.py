@@ -186,9 +186,19 @@ def train_all(runs: list[Run], jobs: int, start: Start) -> dict[str, str]:
     done = len(runs) - len(waiting)
     if done:
         say(f"{done} of {len(runs)} runs are done already")
-    stopped: Stopped | None = None
+    stopped: list[Stopped] = []
+
+    def attempt(run: Run) -> int:
+        if stopped:
+            raise CancelledError
+        try:
+            return start(run)
+        except Stopped as error:
+            stopped.append(error)
+            raise
+
     with ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(start, run): run for run in waiting}
+        futures = {pool.submit(attempt, run): run for run in waiting}
         for future in as_completed(futures):
             run = futures[future]
             try:
@@ -196,19 +206,16 @@ def train_all(runs: list[Run], jobs: int, start: Start) -> dict[str, str]:
                 if status:
                     raise UserError(last_words(run, status))
                 figure = mark(run)["figure"]
-            except CancelledError:
+            except (CancelledError, Stopped):
                 continue
-            except Stopped as error:
-                stopped = stopped or error
-                pool.shutdown(wait=False, cancel_futures=True)
             except UserError as error:
                 failed[str(run)] = str(error)
                 say(f"{run}: failed: {error}")
             else:
                 done += 1
                 say(f"{run}: {figure:.2f} ({done} of {len(runs)})")
-    if stopped is not None:
-        raise stopped
+    if stopped:
+        raise stopped[0]
     return failed
 
 
