@@ -254,7 +254,7 @@ def test_the_report_of_another_study(trained: tuple[list[str], list[Run]], capsy
 @pytest.mark.slow
 def test_a_study_from_its_command(photos: Path, tmp_path: Path):
     """Cut within its first run, gone on with, and reported, in processes of their own."""
-    options = arguments(photos, tmp_path / "study", "--rounds 1 --jobs 2 --epochs 40 --checkpoint-steps 1")
+    options = arguments(photos, tmp_path / "study", "--rounds 1 --jobs 2 --epochs 8 --checkpoint-steps 1")
     command = [sys.executable, "-m", "glmix.cli", "study", *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     point = tmp_path / "study" / "parallel" / "0" / "resume.ckpt"

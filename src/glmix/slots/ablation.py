@@ -41,7 +41,7 @@ class Row:
             yield
 
 
-def replaced(part: nn.Module, method: str, new: Callable[..., Tensor]) -> Callable[[], None]:
+def replaced(part: nn.Module, method: str, new: Callable[..., Any]) -> Callable[[], None]:
     """Let `new` stand for a method of a module, which its class goes on to have."""
     setattr(part, method, new)
     return lambda: delattr(part, method)
