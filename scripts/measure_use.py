@@ -89,7 +89,7 @@ def memory(folder: str) -> None:
 def speed(folder: str, inference: str) -> None:
     count = sum(path.is_file() for path in Path(folder).rglob("*"))
     with tempfile.TemporaryDirectory() as place:
-        subprocess.run([*GLMIX, "convert", "--to", "hub", "glnet_pico.imagenette", f"{place}/hub"], check=True)
+        subprocess.run([*GLMIX, "convert", "--to", "hub", "glnet_pico_tklb.imagenette", f"{place}/hub"], check=True)
         theirs = "import glmix, runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
         cases = {
             "glmix predict": [

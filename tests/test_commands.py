@@ -161,7 +161,7 @@ def test_a_bad_image_never_ends_a_run(photos: Path, tmp_path: Path, capsys: pyte
         (["train", "--task", "token-label", "--mixup", "0.3"], "mixup and cutmix to 0"),
         (["train", "--config", "{tmp}/bounds.yaml"], "bounds.yaml: epochs must be above 0"),
         (["train", "--config", "{tmp}/bad.yaml"], "bad.yaml: "),
-        (["train", "--model", "glnet_pico.nonsense", "--data", "{photos}"], "glnet_pico.imagenette"),
+        (["train", "--model", "glnet_pico.nonsense", "--data", "{photos}"], "none; glnet_pico_tklb.imagenette"),
         (["eval", "--data", "{photos}", "--slot-grid", "3", "3", "3"], "slot_grid"),
         (["eval", "--data", "{photos}", "--slot-grid", "0"], "at least 1"),
         (["eval", "--checkpoint", "{run}", "--data", "{photos}", "--slot-grid", "1000"], "slots"),
@@ -267,7 +267,7 @@ def test_features_of_a_run(run: Path):
     (["eval", "--data", "scenes", "--batch-size", -1], "at least 1, or 0 for that of the run"),
     (["eval", "--data", "scenes", "--limit", -3], "at least 1, or 0 for all"),
     (["predict", "--top", 0, "PICTURE"], "--top 0: at least one"),
-    (["predict", "--checkpoint", "glnet_pico.foo", "PICTURE"], "glnet_pico.imagenette"),
+    (["predict", "--checkpoint", "glnet_pico.foo", "PICTURE"], "glnet_pico_tklb.imagenette"),
 ], ids=lambda a: " ".join(str(w) for w in a) if isinstance(a, list) else "")  # fmt: skip
 def test_more_mistakes(
     arguments: list, says: str, photos: Path, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture
@@ -321,7 +321,7 @@ def test_shuffled_slots_are_worth_less(tmp_path: Path, capsys: pytest.CaptureFix
     from glmix.models import load
     from glmix.training.evaluate import shuffled_slots
 
-    model, _ = load("glnet_pico.imagenette")
+    model, _ = load("glnet_pico_tklb.imagenette")
     image = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         plain = model(image)
@@ -334,7 +334,7 @@ def test_shuffled_slots_are_worth_less(tmp_path: Path, capsys: pytest.CaptureFix
             mixer.attend = lambda slots, attend=attend: torch.cat([attend(slots)[:, 25:], attend(slots)[:, :25]], 1)
         by_hand = model(image)
     assert torch.equal(plain, again)
-    assert (plain - shuffled).abs().max() > 0.1
+    assert (plain - shuffled).abs().max() > 0.05
     assert torch.allclose(shuffled, by_hand, atol=1e-4)
 
 

@@ -57,7 +57,9 @@ def test_slots_are_vectors_of_parts(tmp_path: Path, capsys: pytest.CaptureFixtur
     for ending in ("npz", "parquet"):
         output(capsys, "embed", tmp_path / "a.png", "--slots", "--block", 0, "--out", tmp_path / f"a.{ending}")
     found = np.load(tmp_path / "a.npz")
-    slots = glmix.create_model("glnet_pico", checkpoint="glnet_pico.imagenette").slot_mixers()["stages.0.blocks.0"]
+    slots = glmix.create_model("glnet_pico_tklb", checkpoint="glnet_pico_tklb.imagenette").slot_mixers()[
+        "stages.0.blocks.0"
+    ]
     count = slots.seeds.slot_grid[0] * slots.seeds.slot_grid[1]
     assert found["features"].shape[:2] == (1, count) and found["boxes"].shape == (1, count, 4)
     assert found["areas"].sum() == pytest.approx(1)

@@ -99,7 +99,7 @@ def test_our_commands(folder: Path, run: Path, photos: Path, capsys: pytest.Capt
 
 def test_options_and_squashed_images(tmp_path: Path, capsys: pytest.CaptureFixture, photo: Image.Image):
     """The weights that ship have options of their own and are squashed to squares; written in halves, too."""
-    source = SHIPPED_FOLDER / "glnet_pico.imagenette.safetensors"
+    source = SHIPPED_FOLDER / "glnet_pico_tklb.imagenette.safetensors"
     output(capsys, "convert", "--to", "hub", source, tmp_path / "a", "--half")
     assert safetensors.torch.load_file(tmp_path / "a" / "model.safetensors")["head.fc.weight"].dtype == torch.float16
     model = timm.create_model(f"local-dir:{tmp_path / 'a'}", pretrained=True).eval()

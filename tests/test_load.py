@@ -103,14 +103,14 @@ def test_a_run_that_is_called_like_a_variant(name: str, here: Path) -> None:
 
 
 def test_names_of_models(here: Path) -> None:
-    for name in ("glnet_pico", SHIPPED):
-        assert check_name(name) == "glnet_pico"
+    for name in ("glnet_pico_tklb", SHIPPED):
+        assert check_name(name) == "glnet_pico_tklb"
         assert names_model(name)
         model, description = load(name)
         assert description.names[0] == "tench" and description.named
         assert description.task == "classify"
         assert description.preparation == Preparation(size=(160, 160), crop=1.0)
-        assert torch.equal(logits(create_model("glnet_pico", checkpoint=name)), logits(model))
+        assert torch.equal(logits(create_model("glnet_pico_tklb", checkpoint=name)), logits(model))
     assert check_name("glnet_4g.in1k") == "glnet_4g"
     assert not names_model("resnet50")
 
@@ -149,7 +149,7 @@ def test_a_path_is_no_architecture(here: Path) -> None:
 
 def test_a_run_whose_model_was_written_with_its_tag(tmp_path: Path) -> None:
     model = drawn()
-    path = ours(tmp_path / "best.safetensors", model, SHIPPED)
+    path = ours(tmp_path / "best.safetensors", model, "glnet_pico.imagenette")
     assert torch.equal(logits(load(path)[0]), logits(model))
 
 

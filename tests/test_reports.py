@@ -111,5 +111,5 @@ def test_classes_in_another_order_are_compared(run: Path, photos: Path, tmp_path
 
 
 def test_what_cannot_be_compared(run: Path, photos: Path, capsys: pytest.CaptureFixture):
-    said = mistake(capsys, "eval", "--data", photos, "--compare", run, "glnet_pico.imagenette")
+    said = mistake(capsys, "eval", "--data", photos, "--compare", run, "glnet_pico_tklb.imagenette")
     assert "of other classes" in said

@@ -63,15 +63,15 @@ def gradients(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> dict[str
 
 def test_names() -> None:
     assert set(timm.list_models("glnet_*")) == set(MODEL_NAMES)
-    assert set(PUBLISHED_SIZES) | {"glnet_pico", "glnet_nano"} == set(MODEL_NAMES)
+    assert set(PUBLISHED_SIZES) | {"glnet_pico", "glnet_pico_tklb", "glnet_nano"} == set(MODEL_NAMES)
     assert set(PUBLISHED) == set(PUBLISHED_SIZES) - {"glnet_16g_tklb"}
 
 
 def test_timm_knows_which_weights_are_here() -> None:
     """Those in the package, and no others: they are for their authors to give."""
-    assert timm.list_models("glnet_*", pretrained=True) == ["glnet_pico.imagenette"]
-    assert timm.is_model_pretrained("glnet_pico") and not timm.is_model_pretrained("glnet_4g")
-    assert timm.create_model("glnet_pico.imagenette", pretrained=True).num_classes == 10
+    assert timm.list_models("glnet_*", pretrained=True) == ["glnet_pico_tklb.imagenette"]
+    assert timm.is_model_pretrained("glnet_pico_tklb") and not timm.is_model_pretrained("glnet_4g")
+    assert timm.create_model("glnet_pico_tklb.imagenette", pretrained=True).num_classes == 10
 
 
 @pytest.mark.parametrize("variant", PUBLISHED_SIZES)
@@ -329,15 +329,19 @@ def test_drop_path_reaches_the_network() -> None:
     assert torch.equal(model(IMAGE), model(IMAGE))
 
 
-@pytest.mark.parametrize("variant", ["glnet_pico", "glnet_4g"])
+@pytest.mark.parametrize(
+    ("variant", "options"),
+    [("glnet_pico", {}), ("glnet_4g", {}), ("glnet_stl_paramslot", {}), ("glnet_4g_tklb", {})]
+    + [("glnet_pico", {"assignment": assignment}) for assignment in ("hard", "static")],
+)
 @torch.no_grad()
-def test_torchscript(variant: str) -> None:
-    model = small(variant).eval()
+def test_torchscript(variant: str, options: dict[str, Any]) -> None:
+    model = small(variant, **options).eval()
     scripted = torch.jit.script(model)
     for size in ((64, 96), (97, 131)):
         x = torch.randn(2, 3, *size)
         torch.testing.assert_close(scripted(x), model(x))
-    extractor = small(variant, features_only=True).eval()
+    extractor = small(variant, features_only=True, **options).eval()
     torch.testing.assert_close(torch.jit.script(extractor)(IMAGE), extractor(IMAGE))
 
 

@@ -200,8 +200,11 @@ class GLMix(nn.Module):
         normed_BNC = normed_BHWC.flatten(1, 2)
         # as in the reference, seeds are pooled from what enters the block, and compared with pixels after the norm
         seeds_BMC = self.seeds(entering_BHWC if self.seeds_from == "entering" else normed_BHWC)
-        if self.assignment == "static":
-            patches_BMM, places_BNM = fixed_patches(normed_BHWC, self.seeds.slot_grid)
+        grid = self.seeds.slot_grid
+        if (
+            grid is not None and self.assignment == "static"
+        ):  # in this order for TorchScript, whose learned seeds have none
+            patches_BMM, places_BNM = fixed_patches(normed_BHWC, grid)
             logits_BMN = self.similarity(patches_BMM, places_BNM)
         else:
             logits_BMN = self.similarity(seeds_BMC, normed_BNC)
@@ -713,7 +716,10 @@ default_cfgs = generate_default_cfgs(
         "glnet_4g_tklb.in1k": _cfg(**_TOKEN_LABELING),
         "glnet_9g_tklb.in1k": _cfg(**_TOKEN_LABELING),
         "glnet_16g_tklb.untrained": _cfg(**_TOKEN_LABELING),
-        "glnet_pico.imagenette": _shipped("glnet_pico.imagenette", **_SMALL, num_classes=10),
+        "glnet_pico.untrained": _cfg(**_SMALL, num_classes=10),
+        "glnet_pico_tklb.imagenette": _shipped(
+            "glnet_pico_tklb.imagenette", **_TOKEN_LABELING | _SMALL, num_classes=10
+        ),
         "glnet_nano.untrained": _cfg(**_SMALL),
     }
 )
@@ -746,6 +752,7 @@ _ALIVE = {
     "slot_scale": 20.0,
     "slot_residual": True,
 }
+_PICO = {"dims": (32, 64, 128, 256), "depths": (1, 2, 6, 1), **_ALIVE}
 
 
 @register_model
@@ -799,8 +806,13 @@ def glnet_16g_tklb(pretrained: bool = False, **kwargs: Any) -> GLNet:
 @register_model
 def glnet_pico(pretrained: bool = False, **kwargs: Any) -> GLNet:
     """Ours, for small images and CPUs: 2.5 M parameters, slots that stay alive in short trainings."""
-    defaults = {"dims": (32, 64, 128, 256), "depths": (1, 2, 6, 1), **_ALIVE}
-    return _create("glnet_pico", pretrained, defaults, kwargs)
+    return _create("glnet_pico", pretrained, _PICO, kwargs)
+
+
+@register_model
+def glnet_pico_tklb(pretrained: bool = False, **kwargs: Any) -> GLNet:
+    """`glnet_pico` with the token-labelling head; its weights for Imagenette are in the package."""
+    return _create("glnet_pico_tklb", pretrained, {**_PICO, "token_labeling": True}, kwargs)
 
 
 @register_model

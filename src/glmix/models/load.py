@@ -19,7 +19,7 @@ from glmix.models.glnet import MODEL_NAMES, GLNet, default_cfgs
 from glmix.models.heads import with_head
 from glmix.models.weights import checkpoint_file, count_classes, find_weights, fit_state_dict, read_checkpoint
 
-SHIPPED = "glnet_pico.imagenette"  # the weights in the package, used where a command is given none
+SHIPPED = "glnet_pico_tklb.imagenette"  # the weights in the package, used where a command is given none
 CLASSIFIERS = ("head.", "aux_head.")  # how their names begin
 FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
@@ -41,7 +41,8 @@ def check_name(name: str, others: bool = False) -> str:
         raise UserError(f"no model {name!r}{path}; did you mean {' or '.join(near)}? (`glmix models` lists all)")
     tags = list(default_cfgs[variant].tags)
     if tag and tag not in tags:
-        raise UserError(f"{variant} has no weights {tag!r}; there are {', '.join(f'{variant}.{t}' for t in tags)}")
+        there = ", ".join(f"{variant}.{t}" for t in tags if t != "untrained") or f"none; {SHIPPED} is in the package"
+        raise UserError(f"{variant} has no weights {tag!r}; there are {there}")
     return variant
 
 

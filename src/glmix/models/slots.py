@@ -87,10 +87,10 @@ def dispatch(logits_BMN: Tensor, slots_BMC: Tensor) -> Tensor:
 FAR = -1e4  # a logit whose softmax is 0 beside 0, and finite: a slot without pixels is the mean of all, and nobody's
 
 
-def hardened(logits_BMN: Tensor) -> Tensor:
-    """Logits of an assignment that is all or nothing: 0 for each pixel's most similar slot, `FAR` for the others."""
+def hardened(logits_BMN: Tensor, far: float = FAR) -> Tensor:
+    """Logits of an assignment that is all or nothing: 0 for each pixel's most similar slot, `far` for the others."""
     best_B1N = logits_BMN.argmax(1, keepdim=True)
-    return torch.full_like(logits_BMN, FAR).scatter(1, best_B1N, 0.0)
+    return torch.full_like(logits_BMN, far).scatter(1, best_B1N, 0.0)
 
 
 @register_notrace_function
