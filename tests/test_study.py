@@ -217,6 +217,9 @@ def test_the_report_is_of_what_is_there(trained: tuple[list[str], list[Run]], ca
     )
     model = build(Description("classify", "glnet_pico", runs[1].options.model_args, ["a", "b"]))
     assert float(rows["local"]["params_m"]) == sum(p.numel() for p in model.parameters()) / 1e6
+    with torch.device("meta"):
+        model = build(Description("classify", "glnet_pico", runs[1].options.model_args, ["a", "b"])).eval()
+    assert float(rows["local"]["gmacs"]) == multiply_adds(model, 32), "attention counts, on any device"
     page = (out / "report.html").read_text()
     assert "1 of 4 runs are missing" in page and "data:image/png;base64" in page
 

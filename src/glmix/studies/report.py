@@ -264,7 +264,7 @@ def write_report(
         f"Differences to {base} are of pairs of runs with one seed."
     )
     lines.append(
-        f"Speed: passes of {TIMED} images in turns, fp32, {torch.get_num_threads()} threads. Kept: for the backward pass, "
+        f"Speed: passes of {TIMED} images in turns, fp32, {torch.get_num_threads()} threads; the base against itself is the noise. Kept: for the backward pass, "
         "fp32. GB: the largest a training process had, Python and PyTorch included."
     )
     write_csv(out / "report.csv", results)
