@@ -18,7 +18,16 @@ PAGES = {  # of the site, and the files that they are
     "golden.md": "tests/golden/README.md",
 }
 FILES = ("LICENSE", "CITATION.cff")  # that pages link to
-WINGS = ("data", "models", "export", "training", "tasks", "slots", "use")  # of the package; a page of the API each
+WINGS = (
+    "data",
+    "models",
+    "export",
+    "training",
+    "tasks",
+    "slots",
+    "use",
+    "studies",
+)  # of the package; a page of the API each
 TOP = {  # what `import glmix` gives, and where it is defined
     "create_model": "glmix.models.load.create_model",
     "optimize_for_inference": "glmix.models.fold.optimize_for_inference",

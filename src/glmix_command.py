@@ -4,12 +4,13 @@ import sys
 
 COMMANDS = {
     "train": "train a model on your images",
+    "study": "train variants side by side, and compare them",
     "eval": "accuracy of a model on labelled images",
     "predict": "what a model sees in images",
     "embed": "features of images, for search and classifiers of your own",
     "segment": "masks from a classifier that learned from image labels alone",
     "explain": "pictures of the slots",
-    "slots": "how well slots match the masks of objects",
+    "slots": "how well slots match the masks of objects, and what they are worth to a classifier",
     "label-tokens": "dense labels of training images, by a teacher",
     "check-data": "what of a data set cannot be used, and why",
     "export": "a model as a file for onnxruntime, OpenVINO or PyTorch",

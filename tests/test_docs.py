@@ -14,11 +14,12 @@ from pages import PAGES, ROOT, arguments, blocks, commands
 import glmix
 from glmix import tasks
 from glmix.cli import COMMANDS, main, parse
+from glmix.commands.study import StudyOptions
 
 RECIPES = sorted((ROOT / "recipes").glob("*/*.yaml"))
 PLACEHOLDERS = ("COMMAND", "TASK", "count")  # the last is run below
 # none imports what comes after it
-LAYERS = ("", "data", "models", "export", "training", "tasks", "slots", "use", "commands")
+LAYERS = ("", "data", "models", "export", "training", "tasks", "slots", "use", "studies", "commands")
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,7 @@ def test_options_in_sentences_exist(page: Path):
         known |= {argument.arg for function in functions for argument in function.args.args}
     for task in tasks.TASKS.values():
         known |= set(task.options.__dataclass_fields__)
+    known |= set(StudyOptions.__dataclass_fields__)
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M)
     asked = {
         name.replace("-", "_")

@@ -24,7 +24,8 @@ MENDABLE = {  # errors of the file system that a person can do something about
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT,
     errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
-POSITIONAL = {"images": "+", "sources": "+", "source": None, "target": None, "repository": None, "file": None}
+POSITIONAL = {"images": "+", "sources": "+", "source": None, "target": None, "repository": None, "file": None,
+              "study": None}  # fmt: skip
 
 
 class Parser(ArgumentParser):
@@ -125,15 +126,18 @@ def parse(command: str, arguments: list[str]) -> tuple[Any, Any]:
     options, as_dataclass = options_of(function)
     parser = Parser(prog=f"glmix {command}", description=(function.__doc__ or "").split("\n\n")[0])
     schema: Any = None
-    positional = [name for name in options if name in POSITIONAL]
     if as_dataclass:
         given = asked(arguments)
         schema, parser.file = module.schema_of(given), f"{given['config']}: " if "config" in given else ""
         options = {f.name: f.type for f in fields(schema)}
         parser.add_argument("--config", action="config", help="a recipe: a YAML file of these options")
-        parser.add_class_arguments(schema, None, as_group=False)
+        positional = [name for name in options if name in POSITIONAL]
+        for name in positional:
+            parser.add_argument(name, nargs=POSITIONAL[name])
+        parser.add_class_arguments(schema, None, as_group=False, skip=set(positional))
         group_options(parser, schema)
     else:
+        positional = [name for name in options if name in POSITIONAL]
         for name in positional:
             default = inspect.signature(function).parameters[name].default
             parser.add_argument(name, nargs=POSITIONAL[name] if default is inspect.Parameter.empty else "*")

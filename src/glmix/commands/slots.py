@@ -1,19 +1,27 @@
 """`glmix slots`."""
 
 import json as json_module
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from glmix.commands.common import load_for_slots, pick_device, print_skipped
+from glmix.commands.eval import classifying, held_out
 from glmix.console import progress
+from glmix.data.loading import EpochOrder, Prepared, default_workers, make_loader
 from glmix.data.samples import spread
 from glmix.data.voc import open_masks
 from glmix.errors import UserError
-from glmix.models import SHIPPED, create_model
+from glmix.models import SHIPPED, GLNet, create_model
+from glmix.models.description import Description
+from glmix.ranges import Workers
+from glmix.slots.ablation import ablate as ablate_rows
+from glmix.slots.ablation import plot_ablation
 from glmix.slots.figures import figure_path, save_figure
 from glmix.slots.quality import MEASURES, plot_quality, slot_quality
+from glmix.tasks import task_named
 
 
 def slots(
@@ -23,25 +31,36 @@ def slots(
     image_size: int = 0,
     slot_grid: tuple[int, int] | None = None,
     limit: int = 0,
+    ablate: bool = False,
+    batch_size: int = 0,
+    workers: Workers = -1,
     figure: str = "",
     json: bool = False,
 ) -> None:
     """How well the slots match masks of objects: best-match IoU, boundary recall and purity of every block's slots.
 
-    Beside them stand the same of square patches and of SLIC superpixels, as many as there are slots.
+    Beside them stand the same of square patches and of SLIC superpixels, as many as there are slots. With --ablate
+    instead, what the slots are worth to a classifier.
 
     Args:
-        data: a folder in PASCAL VOC's layout (the split val), or 'scenes'.
+        data: a folder in PASCAL VOC's layout (the split val), or 'scenes'; with --ablate labelled images, as for `glmix eval`.
         checkpoint: run folder, file (ours or a released one) or model name; left out, the weights that ship.
         random_weights: the model as it is before training, for comparison.
         image_size: shorter side at which the network sees an image; 0 for that of the checkpoint.
         slot_grid: rows and columns of the pooled slots, such as [2, 2], to see what fewer or more of them do.
         limit: images at most, spread evenly over the data; 0 for all.
+        ablate: instead, the accuracy that is lost when global and local branches are switched off, when slots get other
+            contents, and when pixels are assigned by other rules; of the same images, with standard errors.
+        batch_size: with --ablate, images at a time; 0 for that of the run.
+        workers: with --ablate, processes that load images; -1 chooses.
         figure: file for a picture of the measures over depth, such as quality.png.
         json: print one JSON object instead of a table.
     """
-    if limit < 0:
-        raise UserError(f"--limit {limit}: at least 1, or 0 for all")
+    for option, value in (("--limit", limit), ("--batch-size", batch_size)):
+        if value < 0:
+            raise UserError(
+                f"{option} {value}: at least 1, or 0 for {'all' if option == '--limit' else 'that of the run'}"
+            )
     model, described = load_for_slots(checkpoint, image_size)
     preparation = described.prepared  # which `load` always fills in
     if random_weights:
@@ -55,8 +74,11 @@ def slots(
             model.set_slot_grid((rows, columns))
     except ValueError as error:
         raise UserError(f"--slot-grid: {error}") from error
-    images = open_masks(data)
     file = figure_path(figure) if figure else None  # before the work, which a mistake here would lose
+    if ablate:
+        ablated(model, described, data, checkpoint, limit, batch_size, workers, file, json)
+        return
+    images = open_masks(data)
     images = images.take(spread(len(images), limit))
     scores, used, skipped = slot_quality(model, images, preparation, progress)
     if not used:
@@ -70,6 +92,38 @@ def slots(
     if file:
         weights = "random weights" if random_weights else f"weights of {checkpoint}"
         save_figure(plot_quality(scores, f"{described.model}, {weights}; {used} images of {Path(data).name}"), file)
+
+
+def ablated(
+    model: GLNet, described: Description, data: str, checkpoint: str, limit: int, batch_size: int, workers: int,
+    file: Path | None, json: bool,
+) -> None:  # fmt: skip
+    """What the parts of a classifier are worth to it, told and drawn."""
+    task = classifying(task_named(described.task), "--ablate")
+    source = task.align(held_out(task.open(data), described), described, data)
+    source = source.take(spread(len(source), limit))
+    order = EpochOrder(len(source), batch_size or described.info.get("batch_size", 64))
+    loading = default_workers() if workers < 0 else workers
+    loader = make_loader(Prepared(source, task.evaluation(described.prepared)), order, loading, task.collate)
+    top1, costs, used, skipped = ablate_rows(model.eval(), model, loader, lambda done: progress(done, len(source)))
+    if not used:
+        raise UserError(f"{data}: none of {len(skipped)} images can be read (first: {skipped[0]})")
+    if json:
+        rows = [asdict(cost) for cost in costs]
+        print(
+            json_module.dumps({"images": used, "skipped": [s._asdict() for s in skipped], "top1": top1, "rows": rows})
+        )
+    else:
+        print(f"top-1 {top1:.2f} % on {used} images; without or with others of its parts:")
+        print(f"{'':<30}{'top-1, %':>10}{'points':>9}{'error':>7}{'lost':>7}{'gained':>8}")
+        for cost in costs:
+            print(
+                f"{cost.row:<30}{cost.top1:>10.2f}{cost.difference:>+9.2f}{cost.error:>7.2f}{cost.lost:>7}{cost.gained:>8}"
+            )
+        print_skipped(skipped)
+    if file:
+        about = f"{described.model}, weights of {checkpoint}; top-1 {top1:.2f} % on {used} images of {Path(data).name}"
+        save_figure(plot_ablation(costs, about), file)
 
 
 def table(scores: dict[str, dict[str, Any]]) -> str:

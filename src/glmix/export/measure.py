@@ -169,11 +169,18 @@ def gmacs(name: str, size: int) -> float:
     check_name(name)
     with torch.device("meta"):
         model = timm.create_model(name).eval()
-    with FlopCounterMode(display=False) as counter:
-        try:
-            model(torch.empty(1, 3, size, size, device="meta"))
-        except (AssertionError, RuntimeError) as error:  # a network for images of one size
-            raise UserError(f"{name}: takes no images of {size} px") from error
+    try:
+        return multiply_adds(model, size)
+    except (AssertionError, RuntimeError) as error:  # a network for images of one size
+        raise UserError(f"{name}: takes no images of {size} px") from error
+
+
+def multiply_adds(model: nn.Module, size: int) -> float:
+    """Billions of multiply-adds of a model in evaluation mode, for one image of `size` px."""
+    device = next(model.parameters()).device
+    # a CPU's fused attention is none of the operations that are counted
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, 3, size, size, device=device))
     return counter.get_total_flops() / 2e9
 
 

@@ -1,0 +1,108 @@
+"""`glmix study`."""
+
+import shlex
+from dataclasses import dataclass, fields, make_dataclass
+from pathlib import Path
+from typing import Any
+
+from glmix.commands.train import schema_of as training_schema_of
+from glmix.errors import UserError, needs
+from glmix.ranges import NonNegativeInt, PositiveInt
+from glmix.studies.rows import chosen_rows, study_named
+from glmix.tasks import TASKS, task_named
+from glmix.training.options import TrainOptions
+
+with needs("train"):
+    from glmix.studies.runs import Trainings, begin, planned, read_settings, settings_of, train_all
+    from glmix.training.resuming import occupied
+
+with needs("evaluate"):
+    from glmix.studies.report import write_report
+
+
+@dataclass
+class StudyOptions:
+    """Options of `glmix study` beside those of `glmix train`, which are of each run.
+
+    Args:
+        study: integration, clustering, kernel, slots, attention, stages, road or cost.
+        seeds: runs of each row, from --seed on.
+        rows: of the study, with commas between; left out, all.
+        base: row that the others are compared with; left out, the study's own.
+        jobs: runs at a time, which share the cores.
+        dry_run: print the runs' commands, and do nothing.
+        report: train nothing; the report of what is there.
+        rounds: passes of each network whose times are taken in turns, for the report; 0 for no times.
+    """
+
+    study: str = ""
+    seeds: PositiveInt = 3
+    rows: str = ""
+    base: str = ""
+    jobs: PositiveInt = 1
+    dry_run: bool = False
+    report: bool = False
+    rounds: NonNegativeInt = 15
+
+
+def schema_of(asked: dict[str, str]) -> Any:
+    """The options of a study, and of the trainings that a command line asks for."""
+    task = training_schema_of({name: value for name, value in asked.items() if name != "out"})
+    if task not in (TASKS["classify"].options, TASKS["token-label"].options):
+        raise UserError("a study is of classifiers: --task classify or token-label")
+    own = {
+        "__doc__": "Options of `glmix study`.",
+        "GROUPS": task.GROUPS | {"study": "the study"},
+    }
+    return make_dataclass("Options", [], bases=(StudyOptions, task), namespace=own)
+
+
+def study(options: StudyOptions) -> int:
+    """Train the rows of a study side by side, as `glmix train` would one by one, and compare them.
+
+    Args:
+        options: those of the study, and of `glmix train` for its runs; `out` is the folder of all.
+    """
+    training = training_of(options)
+    out = Path(training.out)
+    rows = chosen_rows(options.study, [row.strip() for row in options.rows.split(",") if row.strip()])
+    base = options.base or study_named(options.study).base
+    chosen_rows(options.study, [base])
+    seeds = range(training.seed, training.seed + options.seeds)
+    runs = planned(rows, options.seeds, training)
+    if options.dry_run:
+        for run in runs:
+            print(shlex.join(["glmix", *run.command()]) + ("  # done" if run.done else ""))
+        return 0
+    failed: dict[str, str] = {}
+    if not options.report:
+        settings = settings_of(options.study, training)
+        start = Trainings(options.jobs)
+        with occupied(out), start.listening():
+            begin(out, settings)
+            failed = train_all(runs, options.jobs, start)
+    settings = read_settings(out)
+    if settings["study"] != options.study:
+        raise UserError(f"{out}: there lies the study {settings['study']}, not {options.study}")
+    if failed and not any(run.done for run in runs):
+        raise UserError(f"all runs failed; {next(iter(failed))}: {next(iter(failed.values()))}")
+    print(write_report(out, settings, list(rows), seeds, base, options.rounds))
+    for name, why in failed.items():
+        print(f"failed: {name}: {why}")
+    return 1 if failed else 0
+
+
+def training_of(options: Any) -> TrainOptions:
+    """The options that the trainings of a study share.
+
+    Raises:
+        UserError: of a network that the study is not of.
+    """
+    task = task_named(options.task).options
+    training = task(**{field.name: getattr(options, field.name) for field in fields(task)})
+    training.resume = False
+    fixed = study_named(options.study).model
+    if fixed and "model" in options.given and options.model != fixed:
+        raise UserError(f"the study {options.study} is of {fixed}, not {options.model}; leave --model out")
+    training.model = fixed or training.model
+    return training
