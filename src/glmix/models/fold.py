@@ -257,7 +257,8 @@ class GLMixByRows(GLMix):
         C = x_BHWC.shape[3]
         parts = list(_pieces(x_BHWC.shape, 3 * C, x_BHWC.element_size()))
         whole = len(parts) == 1 or self.assignment != "soft" or self.seeds_from != "entering"
-        seeds_BMC = logits_BMN = None
+        seeds_BMC: Any = None
+        logits_BMN: Any = None
         if whole or self.similarity._forward_hooks:  # somebody looks at the similarities
             x_BHWC = self.norm(x_BHWC)
             logits_BMN, slots_BMC = self.gather(x_BHWC, entering_BHWC)

@@ -201,9 +201,7 @@ class GLMix(nn.Module):
         # as in the reference, seeds are pooled from what enters the block, and compared with pixels after the norm
         seeds_BMC = self.seeds(entering_BHWC if self.seeds_from == "entering" else normed_BHWC)
         grid = self.seeds.slot_grid
-        if (
-            grid is not None and self.assignment == "static"
-        ):  # in this order for TorchScript, whose learned seeds have none
+        if grid is not None and self.assignment == "static":  # in this order, for TorchScript: learned seeds have none
             patches_BMM, places_BNM = fixed_patches(normed_BHWC, grid)
             logits_BMN = self.similarity(patches_BMM, places_BNM)
         else:
@@ -273,12 +271,11 @@ def linear_of_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     They are the largest of all activations, and the cheapest to have again.
     """
     device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(
-        device
-    ):  # as autocast has it for linear layers, which it does not see in here
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        # as autocast has it for linear layers, which it does not see in here
         kind = torch.get_autocast_dtype(device)
         x, weight, bias = x.to(kind), weight.to(kind), bias.to(kind)
-    out: Tensor = _LinearOfGELU.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    out: Tensor = _LinearOfGELU.apply(x, weight, bias)
     return out
 
 
