@@ -383,9 +383,9 @@ def test_arrays_are_of_the_checkpoints_interpolation(tmp_path: Path, capsys: pyt
 
 
 def weights(path: Path) -> Path:
-    """An untrained glnet_pico with the options of the shipped one."""
+    """The shipped network, untrained."""
     model, described = load(SHIPPED)
-    fresh = glmix.create_model("glnet_pico", num_classes=model.num_classes, **described.model_args)
+    fresh = glmix.create_model(described.model, num_classes=model.num_classes, **described.model_args)
     write_checkpoint(path, described, fresh.state_dict())
     return path
 

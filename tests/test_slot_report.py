@@ -180,8 +180,9 @@ def test_pointing_lights_up_the_slots_of_a_place(opened: Page, looks: list[Look]
             weights = arrays[:, row, column]
             surely = set(np.flatnonzero(weights > 0.11 * weights.max()))
             perhaps = set(np.flatnonzero(weights > 0.09 * weights.max()))
-            assert surely <= opened.lit() <= perhaps
-            shown = np.clip(arrays[sorted(surely)].sum(0) / weights[sorted(surely)].sum(), 0, 1)
+            lit = opened.lit()
+            assert surely <= lit <= perhaps
+            shown = np.clip(arrays[sorted(lit)].sum(0) / weights[sorted(lit)].sum(), 0, 1)
             assert np.abs(opened.clear(shape) - shown).mean() < 0.03
             assert f"slot {weights.argmax()} " in opened.text("#details")
 
