@@ -4,6 +4,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from glmix.data.images import read_image
 from glmix.models import load
-from glmix.models.weights import SHIPPED_FOLDER
+from glmix.models.weights import SHIPPED_FOLDER, write_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -97,9 +98,13 @@ def test_our_commands(folder: Path, run: Path, photos: Path, capsys: pytest.Capt
     assert said[0] == said[1]
 
 
-def test_options_and_squashed_images(tmp_path: Path, capsys: pytest.CaptureFixture, photo: Image.Image):
-    """The weights that ship have options of their own and are squashed to squares; written in halves, too."""
-    source = SHIPPED_FOLDER / "glnet_pico_tklb.imagenette.safetensors"
+@pytest.mark.parametrize("resize", ["crop", "squash"])
+def test_options_and_squashed_images(tmp_path: Path, capsys: pytest.CaptureFixture, photo: Image.Image, resize: str):
+    """The weights that ship have options of their own; images cropped or squashed to squares; in halves, too."""
+    source = tmp_path / "source.safetensors"
+    shipped, told = load(SHIPPED_FOLDER / "glnet_pico_tklb.imagenette.safetensors")
+    told = replace(told, preparation=replace(told.preparation, resize=resize))
+    write_checkpoint(source, told, shipped.state_dict())
     output(capsys, "convert", "--to", "hub", source, tmp_path / "a", "--half")
     assert safetensors.torch.load_file(tmp_path / "a" / "model.safetensors")["head.fc.weight"].dtype == torch.float16
     model = timm.create_model(f"local-dir:{tmp_path / 'a'}", pretrained=True).eval()
