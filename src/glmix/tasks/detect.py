@@ -448,6 +448,7 @@ DETECT = Task(
     loss=DetectLoss,
     metrics=CocoNumbers,
     headline="AP",
+    curves=("box_AP", "box_AP50", "mask_AP", "mask_AP50"),
     show=show,
     decode=decode,
     tell=tell,

@@ -1,8 +1,10 @@
 """What a run shows: a line and a row per epoch, curves at the end."""
 
 import csv
+import re
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +104,11 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def plot_curves(rows: list[dict[str, Any]], picture: Path) -> None:
-    """Loss, validation and slot entropy over the epochs, from rows of metrics.csv to a PNG."""
+def plot_curves(rows: list[dict[str, Any]], picture: Path, shown: Sequence[str] = ()) -> None:
+    """Loss, validation and slot entropy over the epochs, from rows of metrics.csv to a PNG.
+
+    `shown` names the figures of validation to draw; if empty, all. Those of averaged weights are dashed.
+    """
     curves: dict[str, tuple[list[int], list[float]]] = {}
     for row in rows:
         for name, value in row.items():
@@ -113,16 +118,21 @@ def plot_curves(rows: list[dict[str, Any]], picture: Path) -> None:
     figure = Figure(figsize=(12, 3.4), dpi=120, layout="constrained")
     losses, figures, slots = figure.subplots(1, 3)
     losses.set_title("loss")
-    figures.set_title("validation, %")
+    figures.set_title("validation")
     slots.set_title("assignment entropy per block (1: idle slots)")
     slots.set_ylim(0, 1.02)
+    colours: dict[str, str] = {}
     for name, points in curves.items():
         if name in ("train_loss", "val_loss", "val_ema_loss"):
             losses.plot(*points, marker=".", label=name)
         elif name.startswith("val_"):
-            figures.plot(*points, marker=".", label=name)
+            figure_of = name.removeprefix("val_").removeprefix("ema_")
+            if not shown or figure_of in shown:
+                style = "--" if name.startswith("val_ema_") else "-"
+                colour = colours.setdefault(figure_of, f"C{len(colours)}")
+                figures.plot(*points, style, marker=".", color=colour, label=name.removeprefix("val_"))
         elif name.endswith("assignment_entropy"):
-            slots.plot(*points, marker=".", label=name.split("/")[1].removeprefix("stages."))
+            slots.plot(*points, marker=".", label=re.sub(r"^(backbone\.)?stages\.", "", name.split("/")[1]))
     for axis in (losses, figures, slots):
         axis.set_xlabel("epoch")
         axis.grid(alpha=0.3)
@@ -132,10 +142,10 @@ def plot_curves(rows: list[dict[str, Any]], picture: Path) -> None:
         figure.savefig(file, format="png")
 
 
-def write_report(folder: Path) -> None:
+def write_report(folder: Path, shown: Sequence[str] = ()) -> None:
     """`curves.png` and `report.html` of a run: curves, epochs, options and environment in one file that opens anywhere."""
     rows = read_rows(folder / "metrics.csv")
-    plot_curves(rows, folder / "curves.png")
+    plot_curves(rows, folder / "curves.png", shown)
     columns = [c for c in dict.fromkeys(c for row in rows for c in row) if not c.startswith("slots/")]
     texts = {
         name: (folder / name).read_text("utf-8", "surrogateescape") for name in ("config.yaml", "environment.json")

@@ -76,7 +76,7 @@ def fit(task: Task, options: TrainOptions) -> Trained:
             raise SystemExit(status) from error
         raise Stopped(f"{out}: stopped; the same command with --resume goes on", status) from error
     if first:
-        write_report(out)
+        write_report(out, task.curves)
     return trained
 
 

@@ -74,6 +74,7 @@ class Task:
         metrics: of the outputs of a model in evaluation mode. Where they have `details()`, `eval` tells these too:
             `classes`, figures by name of each, and `worst`, rows of the images that went worst.
         headline: the figure that chooses the best weights; the larger, the better.
+        curves: the figures that a run's picture shows, where all would be too many.
         show: the figures of a validation in a few words.
         decode: answers for each image of a batch, of the model's outputs for it, at most so many: plain data, as JSON
             has it.
@@ -113,6 +114,7 @@ class Task:
     columns: Mapping[str, type]
     rows: Callable[[Any], list[dict[str, Any]]]
     collect: Callable[[list[dict[str, Any]], Description], Any] | None = None
+    curves: tuple[str, ...] = ()
     usual_top: int = 3
     forward: Callable[[nn.Module, Batch], Any] = of_images
     describe: Callable[[dict[str, float]], str] = percentages
