@@ -130,7 +130,7 @@ def test_cut_and_continued_it_is_the_same_file(
         assert not cut.exists()
         (part, *_) = sorted((tmp_path / ".cut.csv.parts").glob("*.jsonl"))
         with open(part, "a") as file:
-            file.write('7\t{"answer": [')  # what a kill leaves of a line
+            file.write('8\t{"answer": [')  # what a kill leaves of a line, of one that no attempt ends before the last
     left = 1  # of nine: 2, 2 and 4 are done
     assert main([*command, str(cut)]) == 1
     assert cut.read_bytes() == whole.read_bytes()
