@@ -12,7 +12,17 @@ from torch import nn
 
 from glmix import optimize_for_inference
 from glmix.commands.bench import growth
-from glmix.export.measure import Case, Times, accuracies, gmacs, in_turns, peak_memory, saved_activations
+from glmix.commands.models import every_layer_of
+from glmix.export.measure import (
+    Case,
+    Times,
+    accuracies,
+    gmacs,
+    in_own_process,
+    in_turns,
+    peak_memory,
+    saved_activations,
+)
 from glmix.models.glnet import PUBLISHED
 
 
@@ -109,6 +119,14 @@ def test_mistakes(tmp_path: Path, capsys: Any) -> None:
         capsys, "bench", "--models", "glnet_pico", "--engines", "onnxruntime", "--precision", "bf16"
     )
     assert "there is no glnet_4g" in mistake(capsys, "bench", "--models", "glnet_pico", "--base", "glnet_4g")
+
+
+def test_cost_under_a_head_is_measured_in_a_process_of_its_own(capsys: pytest.CaptureFixture) -> None:
+    peak, seconds = in_own_process(every_layer_of, "glnet_pico", "retinanet", threads=1, timed=1)
+    # kept at once are at least the classes' scores of the finest level, nine anchors of 80 at 100 x 160 places, in float32
+    assert 100 * 160 * 9 * 80 * 4 / 2**20 < peak < 2000 and seconds > 0
+    assert "did you mean glnet_pico" in mistake(capsys, "models", "--measure", "glnet_pcio")
+    assert "--measure alone" in mistake(capsys, "models", "--threads", 1)
 
 
 @pytest.mark.slow

@@ -1,16 +1,22 @@
 """`glmix models`."""
 
 import json as json_module
+import os
+from collections.abc import Callable
 from typing import Any, cast
 
 import timm
 import torch
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from glmix.models import config_of
+from glmix.errors import UserError
+from glmix.export.measure import in_own_process
+from glmix.models import check_name, config_of
 from glmix.models.glnet import MODEL_NAMES, PUBLISHED, PUBLISHED_PAGE, GLNet
 from glmix.models.heads import HEADS, with_head
 from glmix.models.heads.detect import Detector
+from glmix.ranges import NonNegativeInt
 
 DETECTORS = [name for name, head in HEADS.items() if issubclass(head, Detector)]
 
@@ -32,17 +38,31 @@ def count(name: str) -> dict[str, float]:
     }
 
 
+def under(name: str, head: str) -> tuple[nn.Module, Callable[[Tensor], Any], tuple[int, int]]:
+    """A variant under a head, what runs all of its layers, and the size of picture that papers tell its cost at."""
+    model: Any = with_head(
+        timm.create_model(name, num_classes=0), {"name": head}, 80 if head in DETECTORS else 150
+    ).eval()
+    return (model, model.every_layer, (800, 1280)) if head in DETECTORS else (model, model, (512, 2048))
+
+
+def every_layer_of(name: str, head: str) -> Callable[[], Any]:
+    """A pass of every layer, ready to be measured."""
+    _, run, size = under(name, head)
+    run(torch.randn(1, 3, 64, 64))
+    picture = torch.randn(1, 3, *size)
+    return lambda: run(picture)
+
+
 def count_under(name: str, head: str) -> dict[str, Any]:
     """As `count`, of a variant under a head: detectors of 80 classes at 800 x 1280, segmenters of 150 at 512 x 2048.
 
     Of Mask R-CNN as many regions and masks are counted as there are at most.
     """
     with torch.device("meta"):
-        model: Any = with_head(timm.create_model(name, num_classes=0), {"name": head}, 80 if head in DETECTORS else 150)
-    size = (800, 1280) if head in DETECTORS else (512, 2048)
+        model, every_layer, size = under(name, head)
     with FlopCounterMode(display=False) as counter:
-        run = model.eval().every_layer if head in DETECTORS else model.eval()
-        run(torch.empty(1, 3, *size, device="meta"))
+        every_layer(torch.empty(1, 3, *size, device="meta"))
     return {
         "params_m": sum(p.numel() for p in model.parameters()) / 1e6,
         "gmacs": counter.get_total_flops() / 2e9,
@@ -50,13 +70,22 @@ def count_under(name: str, head: str) -> dict[str, Any]:
     }
 
 
-def models(json: bool = False, heads: bool = False) -> None:
+def models(json: bool = False, heads: bool = False, measure: str = "", threads: NonNegativeInt = 0) -> None:
     """The variants: parameters, multiply-adds, input size, published accuracy.
 
     Args:
         heads: instead, what each costs under each head of dense tasks.
+        measure: of these, with commas between, seconds and memory of a picture under each head, on this machine's CPU.
+        threads: to measure with; 0 for all cores.
         json: print one JSON object instead of a table.
     """
+    if threads and not measure:
+        raise UserError("--threads: with --measure alone")
+    if measure:
+        names = [check_name(name.strip()) for name in measure.split(",")]
+        measured = {name: {head: measure_under(name, head, threads) for head in HEADS} for name in names}
+        print(json_module.dumps(measured) if json else measured_table(measured))
+        return
     if heads:
         costs = {name: {head: count_under(name, head) for head in HEADS} for name in MODEL_NAMES}
         print(json_module.dumps(costs) if json else heads_table(costs))
@@ -70,6 +99,23 @@ def models(json: bool = False, heads: bool = False) -> None:
         top1 = f"{row['published']['top1']:.1f} %" if row["published"] else "-"
         print(f"{name:<22}{row['params_m']:>10.1f}{row['gmacs']:>8.2f}{row['input']:>7}{top1:>20}")
     print(f"top-1 as published: {PUBLISHED_PAGE}; '-': ours, no ImageNet training yet")
+
+
+def measure_under(name: str, head: str, threads: int) -> dict[str, float]:
+    """Seconds of a picture (float32, median of three) and MiB over those of the loaded model, at the sizes of `count_under`."""
+    peak, seconds = in_own_process(every_layer_of, name, head, threads=threads or os.cpu_count() or 1, timed=3)
+    return {"seconds": seconds, "peak_mib": peak}
+
+
+def measured_table(measured: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Seconds and MiB, a row a variant and a column a head."""
+    lines = [f"{'seconds / MiB':<22}" + "".join(f"{head:>18}" for head in HEADS)]
+    for name, row in measured.items():
+        cells = [f"{cost['seconds']:.2f} / {cost['peak_mib']:.0f}" for cost in row.values()]
+        lines.append(f"{name:<22}" + "".join(f"{cell:>18}" for cell in cells))
+    return "\n".join(
+        [*lines, "detectors at 800 x 1280 with as many regions as there are at most, segmenters at 512 x 2048"]
+    )
 
 
 def heads_table(costs: dict[str, dict[str, dict[str, Any]]]) -> str:

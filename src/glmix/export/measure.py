@@ -193,37 +193,59 @@ def _resident(key: str) -> float:
     return int(found[1]) / 1024
 
 
-def _peak(case: Case, threads: int, answer: Any) -> None:
+def _measured(answer: Any, threads: int, timed: int, ready: Callable[..., Callable[[], Any]], told: tuple) -> None:
     try:
         torch.set_num_threads(threads)
-        run, _ = prepared(case, threads, "cpu")
-        images = case.images()
         with torch.inference_mode():
-            if case.engine in ("eager", "fast", "sdpa"):  # what libraries set up once
-                run(images[:1, :, :64, :64])
+            run = ready(*told)
             Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
             before = _resident("VmRSS")
-            run(images)
-        answer.put(_resident("VmHWM") - before)
+            run()
+            peak = _resident("VmHWM") - before
+            seconds = []
+            for _ in range(timed):
+                begun = time.perf_counter()
+                run()
+                seconds.append(time.perf_counter() - begun)
+        answer.put((peak, statistics.median(seconds) if seconds else 0.0))
     except UserError as error:
         answer.put(error)
 
 
-def peak_memory(case: Case, threads: int) -> float:
-    """MiB of a forward pass over those of the loaded model: the process's peak, in one of its own (Linux)."""
+def in_own_process(
+    ready: Callable[..., Callable[[], Any]], *told: Any, threads: int, timed: int = 0
+) -> tuple[float, float]:
+    """MiB of a first run over those of what `ready(*told)` has loaded, at its peak; seconds, the median of `timed` more.
+
+    Measured in a process of its own (Linux), so that what was there before does not count. `ready` is a function of a
+    module; it does what libraries set up once, and returns what to run.
+    """
     if not Path("/proc/self/clear_refs").exists():
-        raise UserError("--memory: measured through /proc, which this system has not")
+        raise UserError("memory is measured through /proc, which this system has not")
     context = multiprocessing.get_context("spawn")
     answer = context.Queue()
-    process = context.Process(target=_peak, args=(case, threads, answer))
+    process = context.Process(target=_measured, args=(answer, threads, timed, ready, told))
     process.start()
     process.join()
     if process.exitcode:
-        raise UserError(f"--memory: {case.model} in {case.engine} at {case.size} px ended with {process.exitcode}")
+        raise UserError(f"measuring {' '.join(map(str, told))} ended with {process.exitcode}")
     found = answer.get()
     if isinstance(found, UserError):
         raise found
     return found
+
+
+def _pass(case: Case, threads: int) -> Callable[[], Any]:
+    run, _ = prepared(case, threads, "cpu")
+    images = case.images()
+    if case.engine in ("eager", "fast", "sdpa"):
+        run(images[:1, :, :64, :64])
+    return lambda: run(images)
+
+
+def peak_memory(case: Case, threads: int) -> float:
+    """MiB of a forward pass over those of the loaded model: the process's peak, in one of its own (Linux)."""
+    return in_own_process(_pass, case, threads, threads=threads)[0]
 
 
 # --- training --------------------------------------------------------------------------------------------------------

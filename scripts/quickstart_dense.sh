@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Detection and segmentation in small, on generated scenes: train both, measure, predict, look into the slots.
+set -euo pipefail
+out=${1:-quickstart-dense}
+rm -rf "$out"
+
+echo "1. Training a detector on generated scenes, from the weights that ship"
+glmix train --config recipes/dense/scenes_detect.yaml --out "$out/detector"
+
+echo; echo "2. Training a segmenter"
+glmix train --config recipes/dense/scenes_segment.yaml --out "$out/segmenter"
+
+echo; echo "3. Measuring both on 800 other scenes"
+glmix eval --checkpoint "$out/detector" --data scenes
+glmix eval --checkpoint "$out/segmenter" --data scenes
+
+echo; echo "4. Predicting: boxes, classes of pixels, and the slots beside them"
+glmix scenes --out "$out/scenes" --count 8 --seed 7
+glmix predict "$out/scenes" --checkpoint "$out/detector" --top 3 --pictures "$out/objects"
+glmix predict "$out/scenes" --checkpoint "$out/segmenter" --pictures "$out/classes"
+find "$out/scenes" -name '*.png' | sort | head -2 | xargs glmix explain --checkpoint "$out/segmenter" --out "$out/slots"
+
+echo
+echo "Pictures are in $out/objects, $out/classes and $out/slots, the curves in $out/detector and $out/segmenter."
+echo "Now with your own images:"
+echo "  .venv/bin/glmix check-data --task detect COCO_DIR"
+echo "  .venv/bin/glmix train --task detect --head retinanet --data COCO_DIR --init glnet_pico_tklb.imagenette --image-size 300 400 --out runs/boxes"
