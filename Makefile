@@ -1,7 +1,7 @@
 # Each target sets up what it needs in .venv, from nothing.
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: quickstart test test-slow lint browser docs package lowest clean
+.PHONY: quickstart quickstart-dense test test-slow lint browser docs package lowest clean
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -18,6 +18,10 @@ BIN := .venv/bin
 # Generated scenes to a trained network, its accuracy, and pictures of its slots. Offline, some minutes on 2 cores.
 quickstart: .venv/.train
 	PATH="$(CURDIR)/$(BIN):$$PATH" ./scripts/quickstart.sh
+
+# The same for a detector and a segmenter.
+quickstart-dense: .venv/.train
+	PATH="$(CURDIR)/$(BIN):$$PATH" ./scripts/quickstart_dense.sh
 
 # two processes, with a thread each, take half the time of one with two
 test: .venv/.dev lint browser
@@ -53,4 +57,4 @@ lint: .venv/.dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv .venv-lowest .cache quickstart site dist
+	rm -rf .venv .venv-lowest .cache quickstart quickstart-dense site dist

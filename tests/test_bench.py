@@ -107,6 +107,9 @@ def test_published_accuracies_have_a_source_each() -> None:
 def test_multiply_adds_grow_with_the_size() -> None:
     assert gmacs("glnet_4g", 224) == pytest.approx(PUBLISHED["glnet_4g"]["gmacs"], rel=0.01)
     assert gmacs("glnet_4g", 448) > 4 * gmacs("glnet_4g", 224)
+    swin = "swin_tiny_patch4_window7_224"  # laid out for one size, and padded where windows do not fill it
+    assert gmacs(swin, 896) == pytest.approx(16 * gmacs(swin, 224), rel=0.01)
+    assert gmacs(swin, 256) > 1.5 * gmacs(swin, 224)
 
 
 def test_mistakes(tmp_path: Path, capsys: Any) -> None:

@@ -1,4 +1,4 @@
-"""The quickstart from end to end, and that its network has learned shapes, not colours. Slow: some six minutes."""
+"""The quickstarts from end to end, and that their networks have learned shapes, not colours. Slow: some twenty minutes."""
 
 import json
 import os
@@ -26,3 +26,17 @@ def test_quickstart(tmp_path: Path) -> None:
     colours = colour_accuracy(scene_split("train", size=64), scene_split("val", size=64))
     assert scores["top1"] >= 100 * colours + 25, f"{scores['top1']:.1f} %, from colours alone {colours:.1%}"
     assert scores["top1"] >= 70
+
+
+@pytest.mark.slow
+def test_quickstart_of_dense_tasks(tmp_path: Path) -> None:
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    out = tmp_path / "quickstart"
+    subprocess.run(["scripts/quickstart_dense.sh", str(out)], cwd=ROOT, env=environment, check=True)
+    assert len(list((out / "objects").glob("*.objects.png"))) == 8
+    assert len(list((out / "classes").glob("*.classes.png"))) == 8
+    assert list((out / "slots").glob("*.slots.png"))
+    for part, figure, least in (("detector", "box_AP50", 0.8), ("segmenter", "miou", 85)):
+        command = ["glmix", "eval", "--checkpoint", str(out / part), "--data", "scenes", "--json"]
+        scores = json.loads(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+        assert scores[figure] >= least, scores

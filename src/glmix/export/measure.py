@@ -81,15 +81,23 @@ def check_name(name: str) -> None:
         raise UserError(f"no model {name!r} in timm")
 
 
-def create(name: str, device: str = "cpu") -> nn.Module:
-    """A timm model with weights as first drawn, in evaluation mode.
+def create(name: str, size: int, device: str = "cpu") -> nn.Module:
+    """A timm model for images of `size` px, with weights as first drawn, in evaluation mode.
 
     Raises:
         UserError: timm has none of that name.
     """
     check_name(name)
     torch.manual_seed(0)
-    return timm.create_model(name).eval().to(device)
+    with torch.device(device):
+        model: Any = timm.create_model(name).eval()
+        usual = model.pretrained_cfg
+        if not usual.get("fixed_input_size") or tuple(usual["input_size"][1:]) == (size, size):
+            return model
+        try:  # a network that is laid out for one size, as Swin
+            return timm.create_model(name, img_size=size).eval()
+        except (TypeError, AssertionError) as error:
+            raise UserError(f"{name}: takes no images of {size} px") from error
 
 
 def prepared(case: Case, threads: int, device: str) -> tuple[Forward, nn.Module | None]:
@@ -102,7 +110,7 @@ def prepared(case: Case, threads: int, device: str) -> tuple[Forward, nn.Module 
         raise UserError(f"{case.engine} has no bf16 on a CPU; leave it out of --engines, or bf16 out of --precision")
     if device != "cpu" and case.engine in PACKAGES:
         raise UserError(f"{case.engine} is measured on a CPU alone; leave it out of --engines")
-    model = create(case.model, device)
+    model = create(case.model, case.size, device)
     if case.engine in PACKAGES:
         described = Description("classify", case.model, preparation=Preparation(size=(case.size, case.size)))
         terms = Terms(described, {"onnxruntime": "onnx", "openvino": "openvino"}[case.engine], case.precision)
@@ -166,9 +174,7 @@ def clocked(run: Forward, images: Tensor) -> float:
 
 def gmacs(name: str, size: int) -> float:
     """Billions of multiply-adds of one image: convolutions, matrix products, attention, as published figures count."""
-    check_name(name)
-    with torch.device("meta"):
-        model = timm.create_model(name).eval()
+    model = create(name, size, "meta")
     try:
         return multiply_adds(model, size)
     except (AssertionError, RuntimeError) as error:  # a network for images of one size
@@ -267,7 +273,7 @@ def saved_activations(step: Callable[[], Tensor], model: nn.Module) -> float:
 
 def training_step(case: Case, device: str, fused: bool) -> tuple[Callable[[], Tensor], Callable[[], None], nn.Module]:
     """The forward pass to the loss, and a whole step, of a model in training mode with AdamW."""
-    model = create(case.model, device).train().to(memory_format=torch.channels_last)
+    model = create(case.model, case.size, device).train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), fused=fused)
     images = case.images().to(device, memory_format=torch.channels_last)
     labels = torch.arange(case.batch, device=device) % model.num_classes  # type: ignore[operator]
