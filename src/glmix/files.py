@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from glmix.errors import UserError
+
 # What some system takes in no file name: Windows, and with it most drives that travel.
 FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(?=\.|$)", re.I)
@@ -26,6 +28,12 @@ def plain_name(name: str, longest: int) -> str:
 def readable(name: str, errors: str = "backslashreplace") -> str:
     """The name of a file as text that every file can hold; bytes that are none become escapes."""
     return os.fsencode(name).decode(errors=errors)
+
+
+def check_folder(option: str, path: str | Path) -> None:
+    """Raise a UserError where a folder is to be written, and a file is there."""
+    if path and Path(path).exists() and not Path(path).is_dir():
+        raise UserError(f"{path}: a file; {option} is a folder")
 
 
 @contextmanager

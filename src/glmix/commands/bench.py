@@ -28,7 +28,7 @@ from glmix.export.measure import (
     training_step,
     versions,
 )
-from glmix.files import written_whole
+from glmix.files import check_folder, written_whole
 from glmix.ranges import NonNegativeInt, PositiveInt
 from glmix.slots.figures import save_figure
 
@@ -70,6 +70,7 @@ def bench(
         protocol: published: fp32 with TF32, math attention alone, batch 128, 10 passes before 40 measured ones.
         out: folder of the table (CSV) and the plots.
     """
+    check_folder("--out", out)
     warm = 2
     if protocol:
         batch, precision, rounds, warm = [128], "fp32", 40, 10

@@ -34,6 +34,13 @@ def pictures_for(names: Sequence[str], processes: Processes) -> Source:
     return open_pictures(names)
 
 
+def check_apart(out: str, sources: Sequence[str]) -> None:
+    """Raise a UserError where the file to write is one of those to read."""
+    place = Path(out)
+    if out and place.exists() and any(Path(name).exists() and place.samefile(name) for name in sources):
+        raise UserError(f"--out {out}: one of the sources, which it would replace; give it another name")
+
+
 def print_skipped(skipped: Sequence[Skipped]) -> None:
     """Names and reasons of what was left out, if anything was."""
     if skipped:

@@ -31,6 +31,8 @@ def convert(
         raise UserError(f"{target}: the name of the new file must end in .safetensors")
     if to == "file" and (license or data):
         raise UserError("--license and --data are told on the card of --to hub; leave them out")
+    if Path(target).exists() and Path(source).exists() and Path(target).samefile(source):
+        raise UserError(f"{target}: the source itself; give the new file another name")
     model, described = load(source)
     tensors = (model.half() if half else model).state_dict()
     if to == "hub":

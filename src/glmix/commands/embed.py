@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from glmix.commands.common import load_for_images, load_for_slots, pick_device, pictures_for
+from glmix.commands.common import check_apart, load_for_images, load_for_slots, pick_device, pictures_for
 from glmix.errors import UserError
 from glmix.models import SHIPPED, network_of
 from glmix.models.weights import fingerprint
@@ -47,6 +47,7 @@ def embed(
     if block != -1 and not slots:
         raise UserError(f"--block {block}: of --slots; without them there is --layer")
     processes = join_processes()
+    check_apart(out, sources)
     source = pictures_for(sources, processes)
     if slots:
         net, described = load_for_slots(checkpoint, image_size)

@@ -16,6 +16,8 @@ from glmix.data.loading import EpochOrder, Prepared, default_workers, make_loade
 from glmix.data.samples import DataSet, Skipped, Source, spread
 from glmix.data.sources import open_data
 from glmix.errors import UserError, needs
+from glmix.export.files import Exported
+from glmix.files import check_folder
 from glmix.models import SHIPPED, backbone_of, network_of
 from glmix.models.description import Description
 from glmix.ranges import Workers
@@ -83,6 +85,7 @@ def eval(  # noqa: A001  (the command's name)
             raise UserError(
                 f"{option} {value}: at least 1, or 0 for {'all' if option == '--limit' else 'that of the run'}"
             )
+    check_folder("--report", report)
     if task == "weak-segment":
         others = {"batch_size": batch_size, "shuffle_slots": shuffle_slots, "window": window, "fast": fast,
                   "compare": compare, "knn": knn, "linear": linear}  # fmt: skip
@@ -108,6 +111,10 @@ def eval(  # noqa: A001  (the command's name)
         return
     model, described = load_for_images(checkpoint, image_size, fast)
     own = task_named(described.task)
+    if isinstance(model, Exported) and (slot_grid or shuffle_slots):
+        raise UserError(
+            f"{checkpoint}: an exported file keeps the slots it was made with; name the checkpoint for these options"
+        )
     try:
         if slot_grid is not None:
             backbone_of(model).set_slot_grid(slot_grid)
@@ -177,7 +184,9 @@ def print_details(details: dict[str, Any]) -> None:
         for name, row in classes.items():
             print(f"{name:<{width}}" + "".join(f"{row[column]:>12.3f}" for column in columns))
     for row in details.get("worst", []):
-        print("worst: " + ", ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()))
+        image, *figures = row.items()
+        told = (f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}" for name, value in figures)
+        print(f"worst: {image[1]}: {', '.join(told)}")
 
 
 def classifying(task: Task, option: str) -> Task:
@@ -245,7 +254,8 @@ def probe(
         found[split] = labelled_features(stream, source, processes)
     if not processes.first:
         return
-    kinds = {"knn": (f"k-NN of {NEIGHBOURS}", nearest), "linear": ("linear", linear_probe)}
+    neighbours = min(NEIGHBOURS, len(found["train"].targets))
+    kinds = {"knn": (f"k-NN of {neighbours}", nearest), "linear": ("linear", linear_probe)}
     scores = {
         name: measure(found["train"], found["val"])
         for (name, (_, measure)), wanted in zip(kinds.items(), asked, strict=True)

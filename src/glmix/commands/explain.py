@@ -1,5 +1,6 @@
 """`glmix explain`."""
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from glmix.data.images import BadImage, read_image
 from glmix.data.prepare import Preparation
 from glmix.data.samples import Skipped
 from glmix.errors import UserError
-from glmix.files import plain_name
+from glmix.files import check_folder, plain_name
 from glmix.models import SHIPPED, GLNet
 from glmix.models.weights import fingerprint
 from glmix.slots.figures import (
@@ -90,6 +91,7 @@ def explain(
         refuse("--style", bool(folder), "of no use with --folder")
     wanted = ["paper"] if style == "paper" else chosen("--figures", figures or "all", list(FIGURES))
     formats = chosen("--format", format or "png", FORMATS)
+    check_folder("--out", out)
     if not (wanted or report or folder):
         raise UserError("nothing to write: choose --figures, or --report")
     given = {"block": block, "blocks": blocks, "slots": slots, "slot": slot, "merge": merge, "format": format,
@@ -124,6 +126,9 @@ def explain(
     usual = [i for i in PAPER_BLOCKS if i < count] if style == "paper" else spread(model)
     depths = list(dict.fromkeys(i % count for i in blocks)) if blocks else usual or spread(model)
     places = Path(out)
+    last = slots_of(model, block) - 1
+    if slot > last:
+        raise UserError(f"--slot {slot}: this block has 0 to {last}")
     places.mkdir(parents=True, exist_ok=True)
     skipped: list[Skipped] = []
     draw: dict[str, Callable[[Look], Figure]] = {
@@ -173,6 +178,12 @@ def chosen(option: str, text: str, known: Sequence[str]) -> list[str]:
     if unknown:
         raise UserError(f"{option} {unknown[0]}: there are {', '.join(known)}")
     return [name for name in known if name in asked]
+
+
+def slots_of(model: GLNet, block: int) -> int:
+    """How many slots a block has."""
+    seeds: Any = list(model.slot_mixers().values())[block].seeds
+    return math.prod(seeds.slot_grid) if seeds.slot_grid else seeds.values.shape[1]
 
 
 def check_block(model: GLNet, number: int) -> None:

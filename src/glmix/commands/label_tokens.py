@@ -4,8 +4,8 @@ from pathlib import Path
 
 from glmix.commands.common import pick_device, print_skipped
 from glmix.data.sources import open_split
-from glmix.errors import UserError
-from glmix.ranges import Workers
+from glmix.files import check_folder
+from glmix.ranges import NonNegativeInt, PositiveInt, Workers
 from glmix.tasks.labelling import write_labels
 from glmix.training.processes import join_processes
 
@@ -14,10 +14,10 @@ def label_tokens(
     teacher: str,
     data: str,
     out: str,
-    top: int = 5,
-    size: int = 0,
+    top: PositiveInt = 5,
+    size: NonNegativeInt = 0,
     weights: str = "",
-    batch_size: int = 64,
+    batch_size: PositiveInt = 64,
     workers: Workers = -1,
     all_classes: bool = False,
     flip: bool = False,
@@ -37,8 +37,7 @@ def label_tokens(
             place than the few of the data.
         flip: take the mean of what the teacher sees in an image and in its mirror image; twice the time.
     """
-    if top < 1 or batch_size < 1 or size < 0:
-        raise UserError(f"--top {top} and --batch-size {batch_size} are at least 1, and --size {size} at least 0")
+    check_folder("--out", out)
     processes = join_processes()
     source = open_split(data, "train")
     labels, skipped = write_labels(

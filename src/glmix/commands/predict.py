@@ -4,7 +4,7 @@ import json as json_module
 from pathlib import Path
 from typing import Any
 
-from glmix.commands.common import load_for_images, mark_of, pick_device, pictures_for
+from glmix.commands.common import check_apart, load_for_images, mark_of, pick_device, pictures_for
 from glmix.data.images import full_size
 from glmix.errors import UserError
 from glmix.files import written_whole
@@ -61,6 +61,7 @@ def predict(
     processes = join_processes()
     if processes.count > 1 and not out:
         raise UserError("several processes need --out, a file for all of their answers")
+    check_apart(out, sources)
     source = pictures_for(sources, processes)
     model, described = load_for_images(checkpoint, image_size, fast)
     task = task_named(described.task)

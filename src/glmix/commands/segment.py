@@ -13,7 +13,7 @@ from glmix.commands.weak_segment import classifier_with_slots
 from glmix.data.images import BadImage, full_size
 from glmix.data.pictures import open_pictures
 from glmix.errors import UserError
-from glmix.files import readable, written_whole
+from glmix.files import check_folder, readable, written_whole
 from glmix.models import SHIPPED, GLNet
 from glmix.models.description import Description
 from glmix.ranges import NonNegativeInt, PositiveInt, Share
@@ -66,6 +66,9 @@ def segment(
         raise UserError(
             "segment: from a classifier, by --weak; a model that learned from masks: glmix predict --pictures DIR"
         )
+    check_folder("--out", out)
+    if labels and top != 1:
+        raise UserError("--top: the classes are those of --labels; leave it out")
     if scales and min(scales) <= 0:
         raise UserError(f"--scales {scales}: above 0")
     model, described = classifier_with_slots(checkpoint, image_size)

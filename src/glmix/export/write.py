@@ -148,7 +148,13 @@ def exported_program(model: nn.Module, terms: Terms) -> Any:
     if terms.size:
         return torch.export.export(graph, (images,))
     height, width = (torch.export.Dim(name, min=33) for name in ("height", "width"))
-    return torch.export.export(graph, (images,), dynamic_shapes=({0: torch.export.Dim("batch"), 2: height, 3: width},))
+    shapes = ({0: torch.export.Dim("batch"), 2: height, 3: width},)
+    try:
+        return torch.export.export(graph, (images,), dynamic_shapes=shapes)
+    except torch._dynamo.exc.UserError as error:
+        if folded is not model:
+            raise
+        raise UserError("this network does not take any size from 33 px on; export it with --static") from error
 
 
 def _write_torch(model: nn.Module, terms: Terms, path: Path, calibration: Sequence[Tensor]) -> None:

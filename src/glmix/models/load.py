@@ -1,6 +1,7 @@
 """Models with their weights: by name, from a run, or from any file that holds a GLNet's."""
 
 import difflib
+import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -223,8 +224,20 @@ def load_body(model: nn.Module, checkpoint: str | Path, classes: list[str] | Non
     heads = {k: v for k, v in heads.items() if v.shape == own[k].shape}
     if heads and "aux_head.weight" in own and "aux_head.weight" not in heads:
         said = f"{said or 'classifier kept'}; the head of token labels is new"
-    net.load_state_dict(own | body | heads)
+    new = {k: v for k, v in own.items() if k.startswith(names) and k not in heads}
+    net.load_state_dict(own | body | heads | _redrawn(new, body))
     return said
+
+
+def _redrawn(new: dict[str, Tensor], body: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The values of a new classifier in another order, which depends on the body.
+
+    Two runs of one seed draw the same classifier. A body that was trained under it would know it: with classes in the same
+    order, a probe of it would begin with part of what it is to learn.
+    """
+    mark = zlib.crc32(b"".join(v.float().numpy().tobytes() for v in list(body.values())[:4]))
+    generator = torch.Generator().manual_seed(torch.initial_seed() % 2**31 + mark)
+    return {k: v.flatten()[torch.randperm(v.numel(), generator=generator)].view_as(v) for k, v in new.items()}
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:

@@ -8,6 +8,7 @@ nothing in them is anything executed.
 import json
 import os
 import re
+import textwrap
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -180,9 +181,10 @@ def _read_pytorch(path: Path) -> tuple[Description, dict[str, Tensor]]:
         with torch.serialization.safe_globals([(_Inert, name) for name in unsafe]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # every way in which a file can be broken
-        reason = str(error).strip().splitlines()
+        reason = (str(error).strip().splitlines() or ["empty"])[0]
+        reason = textwrap.shorten(reason.partition(". ")[0], 120, placeholder=" …")
         raise UserError(
-            f"{path}: no readable PyTorch checkpoint ({reason[0][:120] if reason else 'empty'}); download it again"
+            f"{path}: no readable checkpoint ({reason}); if it should be one, it is damaged: fetch or write it again"
         ) from error
     candidates = [content]
     if isinstance(content, dict):

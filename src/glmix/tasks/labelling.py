@@ -52,6 +52,8 @@ def write_labels(
         UserError: the teacher cannot label these images, or `out` holds labels of another teacher or of other images.
     """
     model, names, preparation = load_teacher(teacher, weights)
+    if not hasattr(model, "num_classes"):
+        raise UserError(f"{teacher}: {type(model).__name__}, which tells no class of places; a teacher is a classifier")
     columns = class_columns(teacher, names, model.num_classes, source.classes)
     classes_kept = source.classes
     if all_classes:

@@ -25,7 +25,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from glmix.console import say
 from glmix.data.loading import EpochOrder
 from glmix.errors import UserError
-from glmix.files import written_whole
+from glmix.files import check_folder, written_whole
 from glmix.models.weights import OF_A_RUN
 from glmix.training.options import TrainOptions
 
@@ -73,6 +73,7 @@ def where_to_begin(out: Path, resume: bool) -> Path | None:
     Raises:
         UserError: there is a run and no `resume`; or one whose resume points are gone, which a new one would overwrite.
     """
+    check_folder("--out", out)
     point = find_resume_point(out)
     kept = [name for name in (*OF_A_RUN, NEWEST, PREVIOUS) if (out / name).exists()]
     if point is None and kept:

@@ -40,7 +40,12 @@ def layer_of(net: Any, layer: str) -> Callable[[Tensor], Tensor]:
             f"{type(net).__name__.lower()} networks give answers alone; name the checkpoint with the features"
         )
     if layer == "head":
-        return lambda images: net.forward_head(net.forward_features(images), pre_logits=True)
+
+        def pooled(images: Tensor) -> Tensor:
+            features = net.forward_head(net.forward_features(images), pre_logits=True)
+            return features.mean((2, 3)) if features.ndim == 4 else features  # under a dense head nothing pools
+
+        return pooled
     stage = re.fullmatch(r"stage(\d)", layer)
     count = len(net.feature_info)
     if not stage or int(stage[1]) >= count:
@@ -56,6 +61,8 @@ def embedding(
     """The stream of features (D,) an image, float32 arrays."""
     net = net.eval().to(device).to(memory_format=torch.channels_last)
     features = layer_of(net, layer)
+    if preparation.resize == "short":  # of a dense task, where each picture keeps its aspect: none for batches
+        preparation = replace(preparation, resize="squash", crop=1.0)
 
     def answer(batch: Batch) -> list[NDArray[np.float32]]:
         return list(features(batch.images.contiguous(memory_format=torch.channels_last)).float().cpu().numpy())

@@ -9,6 +9,7 @@ import safetensors.torch
 from torch import Tensor
 
 from glmix import __version__
+from glmix.console import say
 from glmix.errors import UserError
 from glmix.files import written_whole
 from glmix.models import config_of
@@ -42,8 +43,12 @@ def write_hub_folder(
         file.write(safetensors.torch.save(plain, {"format": "pt"}))
     with written_whole(folder / CONFIG, "w", encoding="utf-8") as file:
         json.dump(configuration(model, description, licence), file, indent=2, ensure_ascii=False)
-    with written_whole(folder / CARD, "w", encoding="utf-8") as file:
-        file.write(card(description, licence, data))
+    text, beside = card(description, licence, data), folder / CARD
+    if beside.exists() and beside.read_text("utf-8", "replace") != text:  # cards are there to be edited
+        beside = folder / f"new-{CARD}"
+        say(f"{folder / CARD}: another text, which stays; the new card is {beside}")
+    with written_whole(beside, "w", encoding="utf-8") as file:
+        file.write(text)
 
 
 def configuration(model: Any, description: Description, licence: str = "") -> dict[str, Any]:
