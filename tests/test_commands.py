@@ -120,6 +120,9 @@ def test_a_bad_image_never_ends_a_run(photos: Path, tmp_path: Path, capsys: pyte
     [
         (["trian"], "did you mean train"),
         (["train", "--modle", "glnet_pico"], "did you mean --model"),
+        (["train", "--config", "nothere.yaml"], "nothere.yaml: --config: there is no such file"),
+        (["eval", "--data", "{photos}", "--scales", "0.5"], "in brackets"),
+        (["predict", "x.jpg", "--checkpoint", "nowhere"], "no model 'nowhere' (`glmix models` lists all)"),
         (["train", "--epochs", "many"], "epochs"),
         (["train", "--epochs", "0"], "above 0"),
         (["train", "--image-size", "16"], "at least 32"),

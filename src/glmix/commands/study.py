@@ -7,6 +7,7 @@ from typing import Any
 
 from glmix.commands.train import schema_of as training_schema_of
 from glmix.errors import UserError, needs
+from glmix.files import check_folder
 from glmix.ranges import NonNegativeInt, PositiveInt
 from glmix.studies.rows import chosen_rows, study_named
 from glmix.tasks import TASKS, task_named
@@ -70,6 +71,7 @@ def study(options: StudyOptions) -> int:
     chosen_rows(options.study, [base])
     seeds = range(training.seed, training.seed + options.seeds)
     runs = planned(rows, options.seeds, training)
+    check_folder("--out", training.out)
     if options.dry_run:
         for run in runs:
             print(shlex.join(["glmix", *run.command()]) + ("  # done" if run.done else ""))

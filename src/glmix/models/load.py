@@ -37,9 +37,10 @@ def check_name(name: str, others: bool = False) -> str:
             raise UserError(f"{name}: weights come by --init, from a checkpoint of this package; ask for {variant}")
         return variant
     if variant not in MODEL_NAMES:
-        near = difflib.get_close_matches(name, MODEL_NAMES, 3, 0.4) or MODEL_NAMES
+        near = difflib.get_close_matches(name, MODEL_NAMES, 3, 0.4)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
         path = f" ({name} is a path; a training starts from its weights by --init)" if Path(name).exists() else ""
-        raise UserError(f"no model {name!r}{path}; did you mean {' or '.join(near)}? (`glmix models` lists all)")
+        raise UserError(f"no model {name!r}{path}{hint} (`glmix models` lists all)")
     tags = list(default_cfgs[variant].tags)
     if tag and tag not in tags:
         there = ", ".join(f"{variant}.{t}" for t in tags if t != "untrained") or f"none; {SHIPPED} is in the package"
