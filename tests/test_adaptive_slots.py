@@ -13,9 +13,14 @@ from PIL import Image
 from torch import Tensor
 
 from glmix import optimize_for_inference, slot_maps
-from glmix.models import GLNet
+from glmix.data.loading import Batch
+from glmix.data.prepare import Preparation
+from glmix.data.samples import Source
+from glmix.export.files import open_exported
+from glmix.models import GLNet, load
 from glmix.models.merging import SeedMerging, counted_slots, kept, merge_alike, merge_to
 from glmix.models.slots import FAR
+from glmix.slots.adaptive import fullness, plot_trade_off, rank_correlation, trade_off
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -210,3 +215,119 @@ def test_a_scripted_copy_refuses_and_does_not_forget():
     net.set_slot_merging(threshold=0.8)
     with pytest.raises(torch.jit.Error, match="gather_merged|ignore"):
         torch.jit.script(net)(pictures())
+
+
+@torch.no_grad()
+def test_the_table_is_of_the_same_images_and_leaves_the_network_alone():
+    net, images = small(), pictures(6)
+    wanted = net(images)
+    batches = [Batch(images[:4], wanted[:4].argmax(1), []), Batch(images[4:], wanted[4:].argmax(1), [])]
+    rows, used, skipped = trade_off(net, net, batches, [1.0, 0.7])
+    assert used == 6 and not skipped and torch.equal(net(images), wanted)
+    assert [row.kind for row in rows] == ["all slots", *["threshold", "budget", "grid"] * 2]
+    assert (rows[0].top1, rows[0].slots, rows[1].top1, rows[1].difference) == (100, 16, 100, 0)
+    net.set_slot_merging(threshold=0.7)
+    with counted_slots(net) as counts:
+        right = (net(images).argmax(1) == wanted.argmax(1)).float().mean()
+    assert rows[4].top1 == pytest.approx(100 * float(right))
+    own = torch.stack([count[0].float() for count in counts.values()]).mean(0)
+    assert rows[4].slots == pytest.approx(float(own.mean())) and rows[4].spread == pytest.approx(float(own.std(correction=0)))
+    assert rows[5].setting == f"budget {round(rows[4].slots)}" and rows[5].slots == round(rows[4].slots)
+    assert abs(rows[6].slots - rows[4].slots) <= 2 and rows[6].spread == 0
+    assert rows[5].ahead == pytest.approx(rows[4].top1 - rows[5].top1)
+    assert all(row.ms > 0 for row in rows) and plot_trade_off(rows, "").axes
+
+
+def test_rank_correlations():
+    pytest.importorskip("scipy")
+    from scipy.stats import spearmanr
+
+    one, other = np.array([3, 1, 4, 1, 5, 9, 2, 6]), np.array([2.5, 2.5, 2.5, 0, 7, 8, 1, 3])
+    assert rank_correlation(one, other) == pytest.approx(spearmanr(one, other).statistic)
+    assert np.isnan(rank_correlation(one, np.ones(8)))
+
+
+def test_fuller_images_keep_more(tmp_path: Path):
+    """Images of ever more squares in colours of their own, on white."""
+    squares = [np.random.default_rng(0).permutation(16)[:count] for count in (0, 1, 2, 4, 7, 11)]
+    photos, masks = [], []
+    for places in squares:
+        photo, mask = np.full((64, 64, 3), 255, np.uint8), np.zeros((64, 64), np.uint8)
+        for number, place in enumerate(places):
+            at = np.s_[place // 4 * 16 : place // 4 * 16 + 12, place % 4 * 16 : place % 4 * 16 + 12]
+            photo[at], mask[at] = np.random.default_rng(place).integers(0, 256, 3), number + 1
+        photos.append(Image.fromarray(photo)), masks.append(mask)
+    masks[0][:3] = 255
+    source = Source([str(i) for i in range(6)], photos, masks, [])
+    rows, objects, skipped = fullness(small(), source, Preparation(size=(64, 64)), [0.9])
+    assert objects.tolist() == [0, 1, 2, 4, 7, 11] and not skipped
+    assert rows[0].correlation > 0.8 and set(rows[0].blocks) == set(small().slot_mixers())
+
+
+def test_eval_explain_and_slots_take_it(photos: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    shared = ["--data", photos, "--checkpoint", run, "--workers", 0]
+    plain = json.loads(output(capsys, "eval", *shared, "--json"))
+    equal = json.loads(output(capsys, "eval", *shared, "--json", "--slots", "1.0"))
+    assert equal["top1"] == plain["top1"] and 0 < equal["slots"] <= 49 and "slots" not in plain
+    assert ", 5.0 slots an image" in output(capsys, "eval", *shared, "--slots", 5, "--fast")
+    assert "slots an image" in output(capsys, "eval", *shared, "--slots", "auto")
+
+    found = json.loads(output(capsys, "slots", "--adaptive", *shared, "--thresholds", "[0.9]", "--json", "--figure", tmp_path / "a.png"))  # fmt: skip
+    assert found["rows"][0]["top1"] == plain["top1"] and len(found["rows"]) == 4 and (tmp_path / "a.png").exists()
+    said = output(capsys, "slots", "--adaptive", "--data", "scenes", "--limit", 3, "--thresholds", "[0.9]", "--checkpoint", run)  # fmt: skip
+    assert "rank correlation" in said and "threshold 0.9" in said and "top-1" not in said
+    quality = json.loads(output(capsys, "slots", "--data", "scenes", "--limit", 2, "--slots", 4, "--json"))
+    assert quality["images"] == 2 and "stages.2.blocks.5" in quality["measures"]
+
+    photo = photos / "val" / "red_thing" / "0.png"
+    out = tmp_path / "out"
+    told = ["explain", "--checkpoint", run, "--out", out, "--merge-seeds", "6"]
+    output(capsys, *told, "--report", photo)
+    assert len(list(out.glob("*.png"))) == 5 and "report" in str(list(out.glob("*.html")))
+    output(capsys, "explain", "--checkpoint", run, "--out", tmp_path / "many", "--merge-seeds", "auto", "--folder", photos / "val")  # fmt: skip
+    arrays = [np.load(path) for path in (tmp_path / "many" / "arrays").rglob("*.npz")]
+    assert len(arrays) == 8
+    for array in arrays:
+        assert array["slot_grid"].size == 0 and array["assignment"].sum(0) == pytest.approx(1, abs=2e-2)
+        assert array["assignment"].max((1, 2)).min() > 1e-4, "no slot that the image does not have"
+    assert "settings" in mistake(capsys, "explain", "--checkpoint", run, "--out", tmp_path / "many", "--folder", photos / "val")  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["onnx", "xml", "pt2"])
+def test_a_file_of_a_fixed_number(form: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    path = tmp_path / f"model.{form}"
+    said = output(capsys, "export", path, "--checkpoint", run, "--slots", 9)
+    assert "9 slots an image" in said and "logits differ by at most" in said
+    net = load(run)[0]
+    images = pictures(2)
+    with torch.no_grad():
+        whole = net(images)
+        net.set_slot_merging(budget=9)
+        wanted = net(images)
+        assert float((wanted - whole).abs().max()) > 1e-4
+        torch.testing.assert_close(open_exported(path)(images), wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_mistakes(photos: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    shared = ["--data", photos, "--checkpoint", run, "--workers", 0]
+    for given, words in (
+        ("1.5", "between 0 and 1"),
+        ("50", "at most 49"),
+        ("0", "at least 1"),
+        ("many", "auto, a number of slots such as 16, or a threshold"),
+    ):
+        assert words in mistake(capsys, "eval", *shared, "--slots", given)
+        assert words in mistake(capsys, "slots", "--data", "scenes", "--checkpoint", run, "--slots", given)
+    assert "--merge-seeds 1.5" in mistake(capsys, "explain", "x.png", "--checkpoint", run, "--merge-seeds", "1.5")
+    assert "--shuffle-slots" in mistake(capsys, "eval", *shared, "--slots", "auto", "--shuffle-slots")
+    assert "--slots" in mistake(capsys, "eval", *shared, "--slots", "auto", "--knn")
+    assert "1 to 8" in mistake(capsys, "eval", *shared, "--slot-grid", 9, 3)
+    assert "1 to 8" in mistake(capsys, "slots", "--data", "scenes", "--checkpoint", run, "--slot-grid", "[3,9]")
+    assert "same number" in mistake(capsys, "export", tmp_path / "m.onnx", "--checkpoint", run, "--slots", "auto")
+    assert "at most 49" in mistake(capsys, "export", tmp_path / "m.onnx", "--checkpoint", run, "--slots", 50)
+    base = ["slots", *shared]
+    assert "one of both" in mistake(capsys, *base, "--ablate", "--adaptive")
+    assert "--slots" in mistake(capsys, *base, "--adaptive", "--slots", "auto")
+    assert "--slots" in mistake(capsys, *base, "--ablate", "--slots", "auto")
+    assert "--adaptive alone" in mistake(capsys, *base, "--thresholds", "[0.9]")
+    assert "between 0 and 1" in mistake(capsys, *base, "--adaptive", "--thresholds", "[0.9,2]")

@@ -310,7 +310,7 @@ class GLMixBySDPA(GLMix):
 
     def forward(self, x_BHWC: Tensor, entering_BHWC: Tensor) -> Tensor:
         normed_BHWC = self.norm(x_BHWC)
-        if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript leaves alone what stands in this `if`)
+        if not torch.jit.is_scripting():
             looked_at = self.similarity._forward_hooks or self.merging is not None
             if looked_at or torch.jit.is_tracing() or torch.compiler.is_exporting():
                 # somebody looks at the similarities, sizes are added to them, or free ones wanted, which attention narrows

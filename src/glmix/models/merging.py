@@ -21,7 +21,7 @@ import torch
 from timm.models import register_notrace_function
 from torch import Tensor, nn
 
-from glmix.models.slots import FAR, at_least_float32, unit_rows
+from glmix.models.slots import FAR, unit_rows
 
 AUTO = 0.9  # threshold of cosines
 ROUNDING = 1e-6  # of the cosine of two seeds of one direction
@@ -87,24 +87,25 @@ def merge_to(seeds_BMC: Tensor, budget: int) -> tuple[Tensor, Tensor]:
         Seeds (B, K, C), sums of unit vectors (float32 at least), and log sizes (B, K).
     """
     with _in_full(seeds_BMC.device.type):
-        sums_BMC = unit_rows(seeds_BMC)
-        sizes_BM = torch.ones_like(sums_BMC[:, :, 0])
+        sums_BKC = unit_rows(seeds_BMC)
+        sizes_BK = torch.ones_like(sums_BKC[:, :, 0])
         count = seeds_BMC.shape[1]
         while count > budget:
             fewer = min(count - budget, max(count // 4, 1))
-            before = torch.ones(count, count, dtype=torch.bool, device=sums_BMC.device).tril(-1)
-            best_BM, root_BM = _cosines(sums_BMC).masked_fill(~before, -3.0).max(2)
-            order_BM = best_BM.argsort(dim=1, descending=True, stable=True)
-            rank_BM = order_BM.argsort(1)
-            root_BM = torch.where(rank_BM < fewer, root_BM, torch.arange(count, device=sums_BMC.device))
+            place_K = torch.arange(count, device=sums_BKC.device)
+            later_KK = place_K.unsqueeze(1) <= place_K
+            best_BK, before_BK = _cosines(sums_BKC).masked_fill(later_KK, -3.0).max(2)
+            chosen_BF = best_BK.topk(fewer, 1).indices
+            joins_BK = (chosen_BF.unsqueeze(2) == place_K).to(torch.int64).sum(1)
+            root_BK = torch.where(joins_BK > 0, before_BK, place_K)
             for _ in range(fewer.bit_length()):  # chains of pointers, each time half as long
-                root_BM = root_BM.gather(1, root_BM)
-            kept_BK = order_BM[:, fewer:].sort(1).values
-            joins_BKM = (root_BM.unsqueeze(1) == kept_BK.unsqueeze(2)).to(sums_BMC.dtype)
-            sums_BMC = torch.matmul(joins_BKM, sums_BMC)
-            sizes_BM = torch.matmul(joins_BKM, sizes_BM.unsqueeze(2)).squeeze(2)
+                root_BK = root_BK.gather(1, root_BK)
+            left_BL = (joins_BK * count + place_K).topk(count - fewer, 1, largest=False).indices
+            parts_BLK = (root_BK.unsqueeze(1) == left_BL.unsqueeze(2)).to(sums_BKC.dtype)
+            sums_BKC = torch.matmul(parts_BLK, sums_BKC)
+            sizes_BK = torch.matmul(parts_BLK, sizes_BK.unsqueeze(2)).squeeze(2)
             count -= fewer
-        return sums_BMC, sizes_BM.log()
+        return sums_BKC, sizes_BK.log()
 
 
 for _name in ("merge_alike", "merge_to"):
