@@ -18,8 +18,10 @@ from glmix.data.prepare import Preparation
 from glmix.data.samples import Source
 from glmix.export.files import open_exported
 from glmix.models import GLNet, load
+from glmix.models.description import Description
 from glmix.models.merging import SeedMerging, counted_slots, kept, merge_alike, merge_to
 from glmix.models.slots import FAR
+from glmix.models.weights import write_checkpoint
 from glmix.slots.adaptive import fullness, plot_trade_off, rank_correlation, trade_off
 
 
@@ -180,7 +182,7 @@ def test_gradients_reach_what_comes_before_the_seeds():
 
 
 def test_half_formats():
-    merged, log_size = merge_alike(drawn(1, 6, 32)[:, REPEATED].bfloat16(), 1.0)
+    merged, _ = merge_alike(drawn(1, 6, 32)[:, REPEATED].bfloat16(), 1.0)
     assert merged.shape[1] == 6
     with torch.autocast("cpu", torch.bfloat16):
         assert merge_alike(drawn(1, 6, 32)[:, REPEATED], 1.0)[0].shape[1] == 6
@@ -231,7 +233,9 @@ def test_the_table_is_of_the_same_images_and_leaves_the_network_alone():
         right = (net(images).argmax(1) == wanted.argmax(1)).float().mean()
     assert rows[4].top1 == pytest.approx(100 * float(right))
     own = torch.stack([count[0].float() for count in counts.values()]).mean(0)
-    assert rows[4].slots == pytest.approx(float(own.mean())) and rows[4].spread == pytest.approx(float(own.std(correction=0)))
+    assert rows[4].slots == pytest.approx(float(own.mean())) and rows[4].spread == pytest.approx(
+        float(own.std(correction=0))
+    )
     assert rows[5].setting == f"budget {round(rows[4].slots)}" and rows[5].slots == round(rows[4].slots)
     assert abs(rows[6].slots - rows[4].slots) <= 2 and rows[6].spread == 0
     assert rows[5].ahead == pytest.approx(rows[4].top1 - rows[5].top1)
@@ -264,41 +268,58 @@ def test_fuller_images_keep_more(tmp_path: Path):
     assert rows[0].correlation > 0.8 and set(rows[0].blocks) == set(small().slot_mixers())
 
 
-def test_eval_explain_and_slots_take_it(photos: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    shared = ["--data", photos, "--checkpoint", run, "--workers", 0]
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a network of two blocks with 4 x 4 slots, for images of 64 px."""
+    options = {
+        "dims": (32, 64),
+        "depths": (2, 1),
+        "mixers": ("glmix", "attention"),
+        "slot_grid": (4, 4),
+        "slot_scale": 8.0,
+    }
+    torch.manual_seed(0)
+    net = timm.create_model("glnet_pico", num_classes=2, **options)
+    names = ["blue_thing", "red_thing"]
+    described = Description("classify", "glnet_pico", options, names, names, preparation=Preparation(size=(64, 64)))
+    return write_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny.safetensors", described, net.state_dict())
+
+
+def test_eval_explain_and_slots_take_it(photos: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    shared = ["--data", photos, "--checkpoint", tiny, "--workers", 0]
     plain = json.loads(output(capsys, "eval", *shared, "--json"))
     equal = json.loads(output(capsys, "eval", *shared, "--json", "--slots", "1.0"))
-    assert equal["top1"] == plain["top1"] and 0 < equal["slots"] <= 49 and "slots" not in plain
+    assert equal["top1"] == plain["top1"] and 0 < equal["slots"] <= 16 and "slots" not in plain
     assert ", 5.0 slots an image" in output(capsys, "eval", *shared, "--slots", 5, "--fast")
     assert "slots an image" in output(capsys, "eval", *shared, "--slots", "auto")
 
     found = json.loads(output(capsys, "slots", "--adaptive", *shared, "--thresholds", "[0.9]", "--json", "--figure", tmp_path / "a.png"))  # fmt: skip
     assert found["rows"][0]["top1"] == plain["top1"] and len(found["rows"]) == 4 and (tmp_path / "a.png").exists()
-    said = output(capsys, "slots", "--adaptive", "--data", "scenes", "--limit", 3, "--thresholds", "[0.9]", "--checkpoint", run)  # fmt: skip
+    said = output(capsys, "slots", "--adaptive", "--data", "scenes", "--limit", 3, "--thresholds", "[0.9]", "--checkpoint", tiny)  # fmt: skip
     assert "rank correlation" in said and "threshold 0.9" in said and "top-1" not in said
     quality = json.loads(output(capsys, "slots", "--data", "scenes", "--limit", 2, "--slots", 4, "--json"))
-    assert quality["images"] == 2 and "stages.2.blocks.5" in quality["measures"]
+    assert quality["images"] == 2 and "stages.0.blocks.1" in quality["measures"]
 
     photo = photos / "val" / "red_thing" / "0.png"
     out = tmp_path / "out"
-    told = ["explain", "--checkpoint", run, "--out", out, "--merge-seeds", "6"]
+    told = ["explain", "--checkpoint", tiny, "--out", out, "--merge-seeds", "6"]
     output(capsys, *told, "--report", photo)
     assert len(list(out.glob("*.png"))) == 5 and "report" in str(list(out.glob("*.html")))
-    output(capsys, "explain", "--checkpoint", run, "--out", tmp_path / "many", "--merge-seeds", "auto", "--folder", photos / "val")  # fmt: skip
+    output(capsys, "explain", "--checkpoint", tiny, "--out", tmp_path / "many", "--merge-seeds", "auto", "--folder", photos / "val")  # fmt: skip
     arrays = [np.load(path) for path in (tmp_path / "many" / "arrays").rglob("*.npz")]
     assert len(arrays) == 8
     for array in arrays:
         assert array["slot_grid"].size == 0 and array["assignment"].sum(0) == pytest.approx(1, abs=2e-2)
         assert array["assignment"].max((1, 2)).min() > 1e-4, "no slot that the image does not have"
-    assert "settings" in mistake(capsys, "explain", "--checkpoint", run, "--out", tmp_path / "many", "--folder", photos / "val")  # fmt: skip
+    assert "settings" in mistake(capsys, "explain", "--checkpoint", tiny, "--out", tmp_path / "many", "--folder", photos / "val")  # fmt: skip
 
 
 @pytest.mark.parametrize("form", ["onnx", "xml", "pt2"])
-def test_a_file_of_a_fixed_number(form: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_a_file_of_a_fixed_number(form: str, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     path = tmp_path / f"model.{form}"
-    said = output(capsys, "export", path, "--checkpoint", run, "--slots", 9)
+    said = output(capsys, "export", path, "--checkpoint", tiny, "--slots", 9)
     assert "9 slots an image" in said and "logits differ by at most" in said
-    net = load(run)[0]
+    net = load(tiny)[0]
     images = pictures(2)
     with torch.no_grad():
         whole = net(images)
@@ -308,23 +329,23 @@ def test_a_file_of_a_fixed_number(form: str, run: Path, tmp_path: Path, capsys: 
         torch.testing.assert_close(open_exported(path)(images), wanted, rtol=1e-3, atol=1e-4)
 
 
-def test_mistakes(photos: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    shared = ["--data", photos, "--checkpoint", run, "--workers", 0]
+def test_mistakes(photos: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    shared = ["--data", photos, "--checkpoint", tiny, "--workers", 0]
     for given, words in (
         ("1.5", "between 0 and 1"),
-        ("50", "at most 49"),
+        ("17", "at most 16"),
         ("0", "at least 1"),
         ("many", "auto, a number of slots such as 16, or a threshold"),
     ):
         assert words in mistake(capsys, "eval", *shared, "--slots", given)
-        assert words in mistake(capsys, "slots", "--data", "scenes", "--checkpoint", run, "--slots", given)
-    assert "--merge-seeds 1.5" in mistake(capsys, "explain", "x.png", "--checkpoint", run, "--merge-seeds", "1.5")
+        assert words in mistake(capsys, "slots", "--data", "scenes", "--checkpoint", tiny, "--slots", given)
+    assert "--merge-seeds 1.5" in mistake(capsys, "explain", "x.png", "--checkpoint", tiny, "--merge-seeds", "1.5")
     assert "--shuffle-slots" in mistake(capsys, "eval", *shared, "--slots", "auto", "--shuffle-slots")
     assert "--slots" in mistake(capsys, "eval", *shared, "--slots", "auto", "--knn")
-    assert "1 to 8" in mistake(capsys, "eval", *shared, "--slot-grid", 9, 3)
-    assert "1 to 8" in mistake(capsys, "slots", "--data", "scenes", "--checkpoint", run, "--slot-grid", "[3,9]")
-    assert "same number" in mistake(capsys, "export", tmp_path / "m.onnx", "--checkpoint", run, "--slots", "auto")
-    assert "at most 49" in mistake(capsys, "export", tmp_path / "m.onnx", "--checkpoint", run, "--slots", 50)
+    assert "1 to 16" in mistake(capsys, "eval", *shared, "--slot-grid", 17, 3)
+    assert "1 to 16" in mistake(capsys, "slots", "--data", "scenes", "--checkpoint", tiny, "--slot-grid", "[3,17]")
+    assert "same number" in mistake(capsys, "export", tmp_path / "m.onnx", "--checkpoint", tiny, "--slots", "auto")
+    assert "at most 16" in mistake(capsys, "export", tmp_path / "m.onnx", "--checkpoint", tiny, "--slots", 17)
     base = ["slots", *shared]
     assert "one of both" in mistake(capsys, *base, "--ablate", "--adaptive")
     assert "--slots" in mistake(capsys, *base, "--adaptive", "--slots", "auto")
