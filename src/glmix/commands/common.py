@@ -11,9 +11,10 @@ from glmix.data.pictures import LISTED, open_pictures
 from glmix.data.samples import Skipped, Source
 from glmix.errors import UserError
 from glmix.export.files import is_exported, open_exported
-from glmix.models import GLNet, load, network_of
+from glmix.models import GLNet, backbone_of, load, network_of
 from glmix.models.description import Description
 from glmix.models.fold import optimize_for_inference
+from glmix.models.merging import AUTO
 from glmix.models.weights import fingerprint
 from glmix.training.processes import Processes
 
@@ -99,3 +100,45 @@ def folded(model: Any) -> Any:
         return optimize_for_inference(model)
     except ValueError as error:
         raise UserError(f"--fast: {error}") from error
+
+
+def set_grid(model: Any, slot_grid: tuple[int, int], described: Description) -> None:
+    """Let the slots of `model` be pooled from another grid, as `--slot-grid` has it.
+
+    Raises:
+        UserError: it cannot be, or has more rows or columns than the finest map of images as they are prepared.
+    """
+    try:
+        net = backbone_of(model)
+        rows, columns = slot_grid
+        net.set_slot_grid((rows, columns))
+    except ValueError as error:
+        raise UserError(f"--slot-grid: {error}") from error
+    side = min(described.prepared.size)
+    finest = max(1, side // net.feature_info[0]["reduction"])  # type: ignore[operator]
+    if max(slot_grid) > finest:
+        raise UserError(
+            f"--slot-grid {rows} {columns}: images of {side} px have {finest} x {finest} places in the finest map; "
+            f"1 to {finest} rows and columns"
+        )
+
+
+def set_slots(model: Any, slots: str, option: str = "--slots") -> None:
+    """Let images have as many slots as `auto`, a number or a threshold says; '' changes nothing.
+
+    Raises:
+        UserError: it is none of these, or the slots of this model cannot be merged so.
+    """
+    if not slots:
+        return
+    known = "auto, a number of slots such as 16, or a threshold with a point, such as 0.9 (0 to 1)"
+    how: dict[str, Any] = {"threshold": AUTO}
+    if slots != "auto":
+        try:
+            how = {"threshold": float(slots)} if "." in slots else {"budget": int(slots)}
+        except ValueError as error:
+            raise UserError(f"{option} {slots}: there are {known}") from error
+    try:
+        backbone_of(model).set_slot_merging(**how)
+    except ValueError as error:
+        raise UserError(f"{option} {slots}: {error}") from error

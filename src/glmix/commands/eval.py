@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from glmix.commands.common import load_for_images, pick_device, print_skipped
+from glmix.commands.common import load_for_images, pick_device, print_skipped, set_grid, set_slots
 from glmix.commands.weak_segment import weak_segment
 from glmix.console import say
 from glmix.data.loading import EpochOrder, Prepared, default_workers, make_loader
@@ -20,11 +20,12 @@ from glmix.export.files import Exported
 from glmix.files import check_folder
 from glmix.models import SHIPPED, backbone_of, network_of
 from glmix.models.description import Description
+from glmix.models.merging import counted_slots
 from glmix.ranges import Workers
 from glmix.slots.class_maps import MapKind
 from glmix.tasks import TASKS, task_named
 from glmix.training.evaluate import evaluate, shuffled_slots
-from glmix.training.processes import Processes, join_processes
+from glmix.training.processes import Processes, gathered, join_processes
 from glmix.training.task import Task
 from glmix.use.features import embedding
 from glmix.use.probes import NEIGHBOURS, labelled_features, nearest
@@ -38,6 +39,7 @@ def eval(  # noqa: A001  (the command's name)
     batch_size: int = 0,
     image_size: int = 0,
     slot_grid: tuple[int, int] | None = None,
+    slots: str = "",
     shuffle_slots: bool = False,
     flip: bool = False,
     scales: list[float] | None = None,
@@ -63,6 +65,8 @@ def eval(  # noqa: A001  (the command's name)
         batch_size: images at a time; 0 for that of the run, whose number is then repeated exactly.
         image_size: side of the images; 0 for that of the checkpoint.
         slot_grid: rows and columns of the pooled slots, such as 2 2, to see what fewer or more of them do.
+        slots: how many slots an image has: auto, a number to which alike ones are merged, or a threshold with a point, such as
+            0.9, the cosine from which they are (then each image has its own number); left out, all of the grid.
         shuffle_slots: give every pixel another slot's content: what is lost is what the slots carry.
         flip: segmentation: the mean with the mirrored image.
         scales: segmentation, and weak-segment: the mean over these sizes, such as [0.5, 1.0, 1.5] times the usual.
@@ -87,7 +91,7 @@ def eval(  # noqa: A001  (the command's name)
             )
     check_folder("--report", report)
     if task == "weak-segment":
-        others = {"batch_size": batch_size, "shuffle_slots": shuffle_slots, "window": window, "fast": fast,
+        others = {"batch_size": batch_size, "slots": slots, "shuffle_slots": shuffle_slots, "window": window, "fast": fast,
                   "compare": compare, "knn": knn, "linear": linear}  # fmt: skip
         for option in [name for name, value in others.items() if value]:
             raise UserError(f"--{option.replace('_', '-')}: of no use with --task weak-segment; leave it out")
@@ -95,12 +99,14 @@ def eval(  # noqa: A001  (the command's name)
         return
     if maps:
         raise UserError("--maps: of --task weak-segment alone; leave it out")
-    of_answers = {"--slot-grid": slot_grid, "--shuffle-slots": shuffle_slots, "--flip": flip, "--scales": scales,
+    of_answers = {"--slot-grid": slot_grid, "--slots": slots, "--shuffle-slots": shuffle_slots, "--flip": flip, "--scales": scales,
                   "--window": window, "--fast": fast}  # fmt: skip
     if knn or linear:
         refuse_given(of_answers | {"--report": report, "--compare": compare}, "--knn and --linear, of frozen features")
     elif compare:
         refuse_given(of_answers | {"--checkpoint": checkpoint != SHIPPED}, "--compare, of two checkpoints as they are")
+    elif slots:
+        refuse_given({"--shuffle-slots": shuffle_slots}, "--slots, which leaves an image fewer to exchange")
     processes = join_processes()
     loading = default_workers() if workers < 0 else workers
     if knn or linear:
@@ -111,17 +117,18 @@ def eval(  # noqa: A001  (the command's name)
         return
     model, described = load_for_images(checkpoint, image_size, fast)
     own = task_named(described.task)
-    if isinstance(model, Exported) and (slot_grid or shuffle_slots):
+    if isinstance(model, Exported) and (slot_grid or slots or shuffle_slots):
         raise UserError(
             f"{checkpoint}: an exported file keeps the slots it was made with; name the checkpoint for these options"
         )
-    try:
-        if slot_grid is not None:
-            backbone_of(model).set_slot_grid(slot_grid)
-        elif shuffle_slots:
+    if slot_grid is not None:
+        set_grid(model, slot_grid, described)
+    set_slots(model, slots)
+    if shuffle_slots:
+        try:
             backbone_of(model)
-    except ValueError as error:
-        raise UserError(f"{'--slot-grid' if slot_grid else '--shuffle-slots'}: {error}") from error
+        except ValueError as error:
+            raise UserError(f"--shuffle-slots: {error}") from error
     seen: Any = model
     if flip or scales or window:
         if own.views is None:
@@ -135,12 +142,14 @@ def eval(  # noqa: A001  (the command's name)
         source = source.take(spread(len(source), limit))
     answers = Answers()
     asked = recording(classifying(own, "--report"), answers) if report else own
-    with shuffled_slots(model) if shuffle_slots else nullcontext():
+    with shuffled_slots(model) if shuffle_slots else nullcontext(), counted_slots(model) as counts:
         metrics = own.metrics(described)
         scores, used, skipped = measured(asked, seen, described, metrics, source, batch_size, loading, processes)
     if not used:
         raise UserError(f"{data}: none of {len(skipped)} images can be read (first: {skipped[0]})")
     answers = answers.everywhere() if report else answers
+    numbers = [float(count) for batches in counts.values() for batch in batches for count in batch]
+    kept = [count for part in gathered(numbers) for count in part]
     if not processes.first:
         return
     if report:
@@ -148,9 +157,10 @@ def eval(  # noqa: A001  (the command's name)
     details = metrics.details() if hasattr(metrics, "details") else {}
     if json:
         about = {"images": used, "skipped": [found._asdict() for found in skipped]}
+        about |= {"slots": float(np.mean(kept))} if kept else {}
         print(json_module.dumps(scores | details | about))
         return
-    print(f"{own.describe(scores)} on {used} images")
+    print(f"{own.describe(scores)} on {used} images" + (f", {np.mean(kept):.1f} slots an image" if kept else ""))
     print_details(details)
     print_skipped(skipped)
     if report:

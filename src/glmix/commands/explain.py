@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from matplotlib.figure import Figure
 
-from glmix.commands.common import load_for_slots, print_skipped
+from glmix.commands.common import load_for_slots, print_skipped, set_slots
 from glmix.data.images import BadImage, read_image
 from glmix.data.prepare import Preparation
 from glmix.data.samples import Skipped
@@ -55,6 +55,7 @@ def explain(
     slots: int | None = None,
     slot: int | None = None,
     merge: float | None = None,
+    merge_seeds: str = "",
     image_size: int = 0,
     normalize: bool = False,
     report: bool = False,
@@ -77,6 +78,8 @@ def explain(
         slots: number of representative slots; left out, 4.
         slot: the one whose attention is drawn; left out (or -1), the first of the representative ones.
         merge: least likeness (0 to 1) at which adjacent slots become one region; left out, 0.4.
+        merge_seeds: how many slots the network has for an image: auto, a number or a threshold, as --slots of `glmix eval`; left
+            out, all of its grid.
         image_size: shorter side at which the network sees an image; 0 for that of the checkpoint.
         normalize: give every map a scale of its own.
         report: also write report.html, one page with all images that opens from disk.
@@ -113,13 +116,15 @@ def explain(
     if slot < -1:
         raise UserError(f"--slot {slot}: a slot's number, or -1 for the first of the representative ones")
     model, described = load_for_slots(checkpoint, image_size, fast)
+    set_slots(model, merge_seeds, "--merge-seeds")
     for number in (block, *(blocks or [])):
         check_block(model, number)
     block %= len(model.slot_mixers())
     preparation = described.prepared
     if folder:
-        weights = {"model": described.model, "model_args": described.model_args, "weights": fingerprint(model)}
-        job = Job(model, preparation, block, slots, merge, batch_size, weights)
+        settings = {"model": described.model, "model_args": described.model_args, "weights": fingerprint(model)}
+        settings |= {"merge_seeds": merge_seeds} if merge_seeds else {}
+        job = Job(model, preparation, block, slots, merge, batch_size, settings)
         write_folder(Path(folder), Path(out), job)
         return
     count = len(model.slot_mixers())

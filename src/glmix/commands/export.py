@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 
+from glmix.commands.common import set_slots
 from glmix.commands.eval import held_out, measured
 from glmix.data.loading import default_workers
 from glmix.data.samples import spread
@@ -27,6 +28,7 @@ def export(
     static: bool = False,
     precision: Literal["fp32", "bf16", "int8"] = "fp32",
     image_size: SideOrZero = 0,
+    slots: str = "",
     data: str = "",
     calibrate: PositiveInt = 300,
 ) -> None:
@@ -39,6 +41,7 @@ def export(
         static: for one image at a time, of one size: faster, above all in OpenVINO.
         precision: fp32; bf16 (OpenVINO, PyTorch), for hardware that computes in it; int8 (OpenVINO).
         image_size: side of the images; 0 for that of the checkpoint.
+        slots: how many slots every image has, a number such as 16, to which alike ones are merged; left out, all of the grid.
         data: for int8: as for `glmix train`; its training images give the ranges, its validation images the accuracy.
         calibrate: for int8: how many images give the ranges.
     """
@@ -57,6 +60,10 @@ def export(
     task = task_named(described.task)
     if image_size:
         described.preparation = described.prepared.at(image_size)
+    if slots:
+        if not slots.lstrip("-").isdigit():
+            raise UserError(f"--slots {slots}: a file has the same number of slots for every image, such as 16")
+        set_slots(model, slots)
     terms = Terms(described, format, precision)
     if static:
         terms = of_one_size(terms)
@@ -69,7 +76,7 @@ def export(
     for line in write(model, terms, path, calibration):
         print(line)
     takes = "one image of {} x {}".format(*terms.size) if terms.size else "any size and batch"
-    print(f"{path}: {described.model}, {precision}, {takes}")
+    print(f"{path}: {described.model}, {precision}, {takes}" + (f", {slots} slots an image" if slots else ""))
     if data:
         source = task.align(held_out(task.open(data), described), described, data)
         for what, network in (("before", model), ("after", open_exported(path))):

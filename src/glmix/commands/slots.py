@@ -1,17 +1,19 @@
 """`glmix slots`."""
 
 import json as json_module
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from glmix.commands.common import load_for_slots, pick_device, print_skipped
-from glmix.commands.eval import classifying, held_out
+from glmix.commands.common import load_for_slots, pick_device, print_skipped, set_grid, set_slots
+from glmix.commands.eval import classifying, held_out, refuse_given
 from glmix.console import progress
 from glmix.data.loading import EpochOrder, Prepared, default_workers, make_loader
-from glmix.data.samples import spread
+from glmix.data.samples import Skipped, spread
 from glmix.data.voc import open_masks
 from glmix.errors import UserError
 from glmix.models import SHIPPED, GLNet, create_model
@@ -19,6 +21,7 @@ from glmix.models.description import Description
 from glmix.ranges import Workers
 from glmix.slots.ablation import ablate as ablate_rows
 from glmix.slots.ablation import plot_ablation
+from glmix.slots.adaptive import THRESHOLDS, Trade, fullness, plot_trade_off, trade_off
 from glmix.slots.figures import figure_path, save_figure
 from glmix.slots.quality import MEASURES, plot_quality, slot_quality
 from glmix.tasks import task_named
@@ -30,8 +33,11 @@ def slots(
     random_weights: bool = False,
     image_size: int = 0,
     slot_grid: tuple[int, int] | None = None,
+    slots: str = "",
     limit: int = 0,
     ablate: bool = False,
+    adaptive: bool = False,
+    thresholds: list[float] | None = None,
     batch_size: int = 0,
     workers: Workers = -1,
     figure: str = "",
@@ -40,7 +46,7 @@ def slots(
     """How well the slots match masks of objects: best-match IoU, boundary recall and purity of every block's slots.
 
     Beside them stand the same of square patches and of SLIC superpixels, as many as there are slots. With --ablate
-    instead, what the slots are worth to a classifier.
+    instead, what the slots are worth to a classifier; with --adaptive, what it is worth that images have their own number.
 
     Args:
         data: a folder in PASCAL VOC's layout (the split val), or 'scenes'; with --ablate labelled images, as for `glmix eval`.
@@ -48,11 +54,16 @@ def slots(
         random_weights: the model as it is before training, for comparison.
         image_size: shorter side at which the network sees an image; 0 for that of the checkpoint.
         slot_grid: rows and columns of the pooled slots, such as [2, 2], to see what fewer or more of them do.
+        slots: how many slots an image has: auto, a number or a threshold, as for `glmix eval`.
         limit: images at most, spread evenly over the data; 0 for all.
         ablate: instead, the accuracy that is lost when global and local branches are switched off, when slots get other
             contents, and when pixels are assigned by other rules; of the same images, with standard errors.
-        batch_size: with --ablate, images at a time; 0 for that of the run.
-        workers: with --ablate, processes that load images; -1 chooses.
+        adaptive: instead, accuracy and time where each image's alike slots are merged, beside fixed numbers of the same mean
+            (of labelled images whose classes the checkpoint has), and whether images of more objects keep more slots (of
+            data with masks).
+        thresholds: with --adaptive, cosines from which slots are merged, such as [0.95, 0.9].
+        batch_size: with --ablate and --adaptive, images at a time; 0 for that of the run.
+        workers: with --ablate and --adaptive, processes that load images; -1 chooses.
         figure: file for a picture of the measures over depth, such as quality.png.
         json: print one JSON object instead of a table.
     """
@@ -61,6 +72,15 @@ def slots(
             raise UserError(
                 f"{option} {value}: at least 1, or 0 for {'all' if option == '--limit' else 'that of the run'}"
             )
+    if ablate and adaptive:
+        raise UserError("--ablate, --adaptive: one of both at a time")
+    refuse_given({"--slots": slots and (ablate or adaptive)}, f"--{'ablate' if ablate else 'adaptive'}")
+    refuse_given({"--random-weights": random_weights and adaptive}, "--adaptive, which is of trained slots")
+    if thresholds is not None and not adaptive:
+        raise UserError("--thresholds: with --adaptive alone; leave it out")
+    for threshold in thresholds or []:
+        if not 0 <= threshold <= 1:
+            raise UserError(f"--thresholds {threshold:g}: a threshold is between 0 and 1")
     model, described = load_for_slots(checkpoint, image_size)
     preparation = described.prepared  # which `load` always fills in
     if random_weights:
@@ -68,15 +88,15 @@ def slots(
         arguments: dict[str, Any] = {"in_chans": preparation.channels} | described.model_args
         model = create_model(described.model, num_classes=model.num_classes, **arguments).eval()
         model.to(pick_device())
-    try:
-        if slot_grid is not None:
-            rows, columns = slot_grid
-            model.set_slot_grid((rows, columns))
-    except ValueError as error:
-        raise UserError(f"--slot-grid: {error}") from error
+    if slot_grid is not None:
+        set_grid(model, slot_grid, described)
+    set_slots(model, slots)
     file = figure_path(figure) if figure else None  # before the work, which a mistake here would lose
     if ablate:
         ablated(model, described, data, checkpoint, limit, batch_size, workers, file, json)
+        return
+    if adaptive:
+        adapted(model, described, data, checkpoint, thresholds or THRESHOLDS, limit, batch_size, workers, file, json)
         return
     images = open_masks(data)
     images = images.take(spread(len(images), limit))
@@ -124,6 +144,81 @@ def ablated(
     if file:
         about = f"{described.model}, weights of {checkpoint}; top-1 {top1:.2f} % on {used} images of {Path(data).name}"
         save_figure(plot_ablation(costs, about), file)
+
+
+def adapted(
+    model: GLNet, described: Description, data: str, checkpoint: str, thresholds: Sequence[float], limit: int,
+    batch_size: int, workers: int, file: Path | None, json: bool,
+) -> None:  # fmt: skip
+    """What slots that adapt are worth, of data with labels, and whom they are given to, of data with masks."""
+    found: dict[str, Any] = {}
+    told: list[str] = []
+    skipped: list[Skipped] = []
+    labelled, masked, reason = None, None, ""
+    task = task_named(described.task)
+    with suppress(UserError):
+        masked = open_masks(data)
+    try:
+        labelled = classifying(task, "--adaptive").align(held_out(task.open(data), described), described, data)
+    except UserError as error:
+        reason = str(error)
+    if masked is None and labelled is None:
+        raise UserError(f"--adaptive: neither masks of objects, nor labels that this checkpoint knows: {reason}")
+    if labelled is not None:
+        labelled = labelled.take(spread(len(labelled), limit))
+        order = EpochOrder(len(labelled), batch_size or described.info.get("batch_size", 64))
+        loading = default_workers() if workers < 0 else workers
+        loader = make_loader(Prepared(labelled, task.evaluation(described.prepared)), order, loading, task.collate)
+        count = 2 * len(labelled)
+        rows, used, left = trade_off(model.eval(), model, loader, thresholds, lambda done: progress(done, count))
+        if not used:
+            raise UserError(f"{data}: none of {len(left)} images can be read (first: {left[0]})")
+        skipped += left
+        found |= {"images": used, "rows": [defined(asdict(row)) for row in rows]}
+        told += [f"{used} images; a threshold is beside fixed numbers of its mean:", *trade_table(rows)]
+        if file:
+            about = f"{described.model}, weights of {checkpoint}; {used} images of {Path(data).name}"
+            save_figure(plot_trade_off(rows, about), file)
+    if masked is not None:
+        masked = masked.take(spread(len(masked), limit))
+        full, objects, left = fullness(model.eval(), masked, described.prepared, thresholds, progress)
+        if not full:
+            raise UserError(f"{data}: none of {len(left)} images can be read (first: {left[0]})")
+        skipped += left
+        about_objects = {"images": len(objects), "mean": float(objects.mean()), "most": int(objects.max())}
+        found |= {"objects": about_objects, "fullness": [defined(asdict(row)) for row in full]}
+        told += [
+            f"{len(objects)} images of {objects.mean():.1f} objects, {objects.max()} at most; rank correlation of objects "
+            f"and slots (± {1 / max(len(objects) - 1, 1) ** 0.5:.2f} where there is none):",
+            *(
+                f"threshold {row.threshold:<8g}{row.slots:>7.1f} ± {row.spread:<6.1f} slots{row.correlation:>+9.2f}"
+                for row in full
+            ),
+        ]
+    if json:
+        print(json_module.dumps(found | {"skipped": [one._asdict() for one in skipped]}))
+        return
+    print(*told, sep="\n")
+    print_skipped(skipped)
+
+
+def trade_table(rows: Sequence[Trade]) -> list[str]:
+    """Rows of `trade_off`; fixed numbers stand under the threshold that they are the mean of."""
+    header = ("slots", "±", "top-1, %", "points", "error", "ahead", "error", "ms")
+    lines = [f"{'':<18}" + "".join(f"{name:>9}" for name in header)]
+    for row in rows:
+        ahead = f"{row.ahead:>+9.2f}{row.ahead_error:>9.2f}" if row.ahead == row.ahead else " " * 18
+        name = f"  {row.setting}" if row.kind in ("budget", "grid") else row.setting
+        lines.append(
+            f"{name:<18}{row.slots:>9.1f}{row.spread:>9.1f}{row.top1:>9.2f}{row.difference:>+9.2f}{row.error:>9.2f}"
+            f"{ahead}{row.ms:>9.2f}"
+        )
+    return lines
+
+
+def defined(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as JSON has it: without what is not defined."""
+    return {key: defined(value) if isinstance(value, dict) else value for key, value in row.items() if value == value}
 
 
 def table(scores: dict[str, dict[str, Any]]) -> str:

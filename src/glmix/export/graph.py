@@ -94,11 +94,16 @@ class ChannelsFirstStage(Stage):
         """Both branches of a GLMix block; as in `glmix.models.slots`, with pixels last."""
         normed_BCN = normed.flatten(2)
         seeds_BMC = self.pooled(mixer.seeds, entering if mixer.seeds_from == "entering" else normed)
+        log_size_BM = None
+        if mixer.merging is not None:
+            seeds_BMC, log_size_BM = mixer.merging(seeds_BMC)
         length = (seeds_BMC * seeds_BMC).sum(-1, keepdim=True) + 1e-24
         seeds_BMC = seeds_BMC * (mixer.similarity.scale * length.rsqrt())
         shorter_B1N = ((normed_BCN * normed_BCN).sum(1, keepdim=True) + 1e-24).rsqrt()
         logits_BMN = torch.matmul(seeds_BMC, normed_BCN) * shorter_B1N
-        slots_BMC = mixer.attend(torch.matmul(logits_BMN.softmax(2), normed_BCN.transpose(1, 2)))
+        slots_BMC = mixer.attend(torch.matmul(logits_BMN.softmax(2), normed_BCN.transpose(1, 2)), log_size_BM)
+        if log_size_BM is not None:
+            logits_BMN = logits_BMN + log_size_BM.unsqueeze(2)
         globally = torch.matmul(slots_BMC.transpose(1, 2), logits_BMN.softmax(1)).reshape(normed.shape)
         first, conv, last = mixer.local
         return globally + _pointwise(last, _depthwise(conv, _pointwise(first, normed)))

@@ -256,7 +256,9 @@ class GLMixByRows(GLMix):
     def by_rows(self, x_BHWC: Tensor, entering_BHWC: Tensor) -> Tensor:
         C = x_BHWC.shape[3]
         parts = list(_pieces(x_BHWC.shape, 3 * C, x_BHWC.element_size()))
-        whole = len(parts) == 1 or self.assignment != "soft" or self.seeds_from != "entering"
+        whole = (
+            len(parts) == 1 or self.assignment != "soft" or self.seeds_from != "entering" or self.merging is not None
+        )
         seeds_BMC: Any = None
         logits_BMN: Any = None
         if whole or self.similarity._forward_hooks:  # somebody looks at the similarities
@@ -308,9 +310,10 @@ class GLMixBySDPA(GLMix):
 
     def forward(self, x_BHWC: Tensor, entering_BHWC: Tensor) -> Tensor:
         normed_BHWC = self.norm(x_BHWC)
-        if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript leaves alone what stands in this `if`)
-            if self.similarity._forward_hooks or torch.jit.is_tracing() or torch.compiler.is_exporting():
-                # somebody looks at the similarities, or free sizes are wanted, which attention narrows
+        if not torch.jit.is_scripting():
+            looked_at = self.similarity._forward_hooks or self.merging is not None
+            if looked_at or torch.jit.is_tracing() or torch.compiler.is_exporting():
+                # somebody looks at the similarities, sizes are added to them, or free ones wanted, which attention narrows
                 return self.globally(normed_BHWC, entering_BHWC) + self.local(normed_BHWC)
         normed_BNC = normed_BHWC.flatten(1, 2)
         seeds_BMC = self.seeds(entering_BHWC if self.seeds_from == "entering" else normed_BHWC)

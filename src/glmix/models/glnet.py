@@ -7,6 +7,7 @@ Shapes: B images, H x W grid, N = H*W pixels, M slots, C channels. Between modul
 is a linear layer and LayerNorm needs no permutation.
 """
 
+import copy
 import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -22,8 +23,9 @@ from torch import Tensor, nn
 
 from glmix.errors import UserError
 from glmix.models.description import renamed_options
+from glmix.models.merging import SeedMerging
 from glmix.models.seeds import SEEDS, checked_grid
-from glmix.models.slots import cluster, dispatch, fixed_patches, hardened, similarity
+from glmix.models.slots import at_least_float32, cluster, dispatch, fixed_patches, hardened, similarity
 from glmix.models.weights import SHIPPED_FOLDER, count_classes, find_weights, fit_state_dict, read_checkpoint
 
 # torchvision's tracer keeps these whole, as timm's does: they ask for dtypes, which a trace does not know
@@ -52,9 +54,18 @@ class Attention(nn.Module):
         """Queries, keys and values, (3, B, heads, N, 32)."""
         return self.qkv(x).reshape(x.shape[0], -1, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, log_size_BN: Tensor | None = None) -> Tensor:
+        """`log_size_BN`: of places that stand for several equal ones, the logarithm of how many."""
         q, k, v = self.project(x).unbind(0)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape))
+        bias = None if log_size_BN is None else log_size_BN.to(q.dtype).unsqueeze(1).unsqueeze(2)
+        return self.proj(F.scaled_dot_product_attention(q, k, v, bias).transpose(1, 2).reshape(x.shape))
+
+
+class NoAttention(nn.Identity):
+    """In place of `Attention`, where slots do not attend to each other."""
+
+    def forward(self, x: Tensor, log_size_BN: Tensor | None = None) -> Tensor:
+        return x
 
 
 class DepthwiseConv(nn.Conv2d):
@@ -171,12 +182,13 @@ class GLMix(nn.Module):
         self.has_slots = integration not in ("local", "pixels")
         if self.has_slots:
             self.seeds = SEEDS[seeds](dim, slot_grid, **dd)
+        self.merging: SeedMerging | None = None  # see `GLNet.set_slot_merging`
         self.norm = nn.LayerNorm(dim, eps=1e-6, **dd)
         if self.has_slots:
             scale = dim**-0.5 if slot_scale is None else slot_scale
             self.similarity = SlotSimilarity(scale, **dd) if assignment == "soft" else KMeans(scale, rounds, **dd)
         self.slot_norm = nn.LayerNorm(dim, eps=1e-6, **dd) if slot_residual and self.has_slots else nn.Identity()
-        self.slot_attn: nn.Module = nn.Identity()
+        self.slot_attn: nn.Module = NoAttention()
         if slot_attention and integration != "local":
             self.slot_attn = Attention(dim, **dd)
         self.slot_proj: nn.Module = nn.Identity()
@@ -187,12 +199,12 @@ class GLMix(nn.Module):
             conv = DepthwiseConv(dim, kernel_size, **dd) if kernel_size else nn.Identity()
             self.local = nn.Sequential(nn.Linear(dim, dim, **dd), conv, nn.Linear(dim, dim, **dd))
 
-    def attend(self, slots_BMC: Tensor) -> Tensor:
-        """Attention among the slots, (B, M, C) to (B, M, C).
+    def attend(self, slots_BMC: Tensor, log_size_BM: Tensor | None = None) -> Tensor:
+        """Attention among the slots, (B, M, C) to (B, M, C); with log sizes of slots that stand for several.
 
         The linear layer stands here: behind dispatching, whose weights sum to 1, it would do the same to every pixel.
         """
-        mixed = self.slot_attn(self.slot_norm(slots_BMC))
+        mixed = self.slot_attn(self.slot_norm(slots_BMC), log_size_BM)
         return self.slot_proj(slots_BMC + mixed) if self.slot_residual else mixed
 
     def gather(self, normed_BHWC: Tensor, entering_BHWC: Tensor) -> tuple[Tensor, Tensor]:
@@ -200,6 +212,8 @@ class GLMix(nn.Module):
         normed_BNC = normed_BHWC.flatten(1, 2)
         # as in the reference, seeds are pooled from what enters the block, and compared with pixels after the norm
         seeds_BMC = self.seeds(entering_BHWC if self.seeds_from == "entering" else normed_BHWC)
+        if self.merging is not None:
+            return self.gather_merged(seeds_BMC, normed_BNC)
         grid = self.seeds.slot_grid
         if grid is not None and self.assignment == "static":  # in this order, for TorchScript: learned seeds have none
             patches_BMM, places_BNM = fixed_patches(normed_BHWC, grid)
@@ -207,6 +221,18 @@ class GLMix(nn.Module):
         else:
             logits_BMN = self.similarity(seeds_BMC, normed_BNC)
         return logits_BMN, self.attend(cluster(logits_BMN, normed_BNC))
+
+    @torch.jit.unused
+    def gather_merged(self, seeds_BMC: Tensor, normed_BNC: Tensor) -> tuple[Tensor, Tensor]:
+        """As `gather`, of seeds that are merged where they are alike; similarities hold the slots' log sizes.
+
+        To clustering, a softmax over pixels, what is the same for all of a slot's similarities makes no difference.
+        """
+        assert self.merging is not None
+        seeds_BMC, log_size_BM = self.merging(seeds_BMC)
+        logits_BMN = self.similarity(seeds_BMC, normed_BNC)
+        slots_BMC = self.attend(cluster(logits_BMN, normed_BNC), log_size_BM)
+        return at_least_float32(logits_BMN) + log_size_BM.unsqueeze(2), slots_BMC
 
     def globally(self, normed_BHWC: Tensor, entering_BHWC: Tensor) -> Tensor:
         """The global branch: clustering, attention among slots, dispatching."""
@@ -567,6 +593,32 @@ class GLNet(nn.Module):
             if mixer.seeds.slot_grid is None:
                 raise ValueError(f"the slots of {name} are learned, not pooled from a grid: their number is fixed")
             mixer.seeds.slot_grid = slot_grid
+
+    @torch.jit.ignore
+    def set_slot_merging(self, threshold: float | None = None, budget: int | None = None) -> None:
+        """Let every GLMix block merge seeds that are alike, so that images have as many slots as they need; none: all.
+
+        No parameter depends on it, and with none of both the network is what it was.
+
+        Args:
+            threshold: cosine, 0 to 1, from which seeds are merged; 1 merges those of one direction, and changes nothing.
+            budget: instead, how many slots every image keeps.
+
+        Raises:
+            ValueError: both, one that cannot be, or slots that hang on their number or place.
+        """
+        merging = None if threshold is None and budget is None else SeedMerging(threshold, budget)
+        for name, mixer in self.slot_mixers().items():
+            if merging is not None and mixer.assignment != "soft":
+                raise ValueError(
+                    f"the slots of {name} have the assignment '{mixer.assignment}'; soft ones can be merged"
+                )
+            grid = mixer.seeds.slot_grid
+            count = grid[0] * grid[1] if grid is not None else mixer.seeds.values.shape[1]
+            if budget is not None and budget > count:
+                raise ValueError(f"the slots of {name} are {count}, so {budget} cannot be left: at most {count}")
+        for mixer in self.slot_mixers().values():
+            mixer.merging = copy.deepcopy(merging)
 
     @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:

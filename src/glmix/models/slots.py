@@ -50,7 +50,7 @@ def pool_seeds(x_BHWC: Tensor, slot_h: int, slot_w: int) -> Tensor:
     return torch.matmul(rows, x_BHwC.reshape(B, H, slot_w * C)).reshape(B, slot_h * slot_w, C)
 
 
-def _unit(x: Tensor) -> Tensor:
+def unit_rows(x: Tensor) -> Tensor:
     """Rows of unit length, in float32 at least. A row of zeros stays zero and passes no gradient.
 
     (Division by a tiny floor, as in `F.normalize`, has the same values, but a gradient of 1e12 at zero.)
@@ -67,8 +67,8 @@ def similarity(seeds_BMC: Tensor, x_BNC: Tensor, scale: Tensor) -> Tensor:
 
     `seeds_BMC` may have a batch of 1 (learned seeds). The product runs in the features' dtype (autocast applies).
     """
-    seeds = (_unit(seeds_BMC) * at_least_float32(scale)).to(x_BNC.dtype)
-    return torch.matmul(seeds, _unit(x_BNC).to(x_BNC.dtype).transpose(-2, -1))
+    seeds = (unit_rows(seeds_BMC) * at_least_float32(scale)).to(x_BNC.dtype)
+    return torch.matmul(seeds, unit_rows(x_BNC).to(x_BNC.dtype).transpose(-2, -1))
 
 
 @register_notrace_function

@@ -61,8 +61,10 @@ def idle_at(maps: SlotMaps, index: int) -> bool:
 
 
 def caption(maps: SlotMaps, index: int = 0, narrow: bool = False) -> str:
-    """Block, stride and entropy of an image's maps, and a warning where its slots are idle."""
+    """Block, stride, entropy and merged slots of an image's maps, and a warning where its slots are idle."""
     parts = [maps.block, f"stride {maps.stride}", f"assignment entropy {float(maps.entropy()[index]):.2f}"]
+    if maps.sizes is not None:
+        parts.append(f"{int((maps.sizes[index] > 0).sum())} slots of {int(maps.sizes[index].sum())} seeds")
     idle = "\nidle: the assignment is close to uniform,"
     idle += ("\n" if narrow else " ") + "what these maps show is noise"
     return ("\n" if narrow else ", ").join(parts) + (idle if idle_at(maps, index) else "")

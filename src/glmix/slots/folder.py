@@ -182,15 +182,16 @@ def made_from(out: Path, name: str) -> str:
 
 def write_arrays(batch: list[tuple[str, torch.Tensor, dict[str, Any]]], out: Path, job: Job) -> None:
     """Maps of photos of one size, each to its own file."""
-    maps = slot_maps(job.model, torch.stack([tensor for _, tensor, _ in batch]))[job.block]
-    assignment, entropy = maps.assignment.float().cpu(), maps.entropy().cpu()
+    together = slot_maps(job.model, torch.stack([tensor for _, tensor, _ in batch]))[job.block]
     for i, (name, _, origin) in enumerate(batch):
+        maps = together.of_image(i)
+        assignment = maps.assignment[0].float().cpu()
         with written_whole(array_file(out, name)) as file:
             np.savez_compressed(
                 file,
-                assignment=assignment[i].numpy().astype(np.float16),
-                entropy=float(entropy[i]),
-                representatives=representative_slots(assignment[i], job.slots),
+                assignment=assignment.numpy().astype(np.float16),
+                entropy=float(maps.entropy()[0]),
+                representatives=representative_slots(assignment, job.slots),
                 slot_grid=np.array(maps.slot_grid or (), int),
                 block=maps.block,
                 stride=maps.stride,

@@ -78,5 +78,6 @@ def look(model: GLNet, photo: Image.Image, preparation: Preparation, name: str =
     for block in maps:
         block.logits = block.logits.cpu()
         block.attention = None if block.attention is None else block.attention.cpu()
+        block.sizes = None if block.sizes is None else block.sizes.cpu()
     seen = (tensor.shape[2], tensor.shape[1])
     return Look(name, full_size(photo), seen, shown_photo(photo), maps)
