@@ -115,7 +115,7 @@ def test_a_file_where_a_folder_is_wanted(command: str, photos: Path, tmp_path: P
 
 def test_said_before_anything_is_drawn(photos: Path, tmp_path: Path, capsys):
     picture = next(photos.rglob("*.png"))
-    assert "--slot 99: this block has 0 to 48" in mistake(
+    assert "--slot: no slot 99; this block has 0 to 48" in mistake(
         capsys, "explain", picture, "--slot", 99, "--out", tmp_path / "o"
     )
     assert not (tmp_path / "o").exists()

@@ -249,7 +249,9 @@ def test_more_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "empty").mkdir()
     assert "no images" in mistake(capsys, "explain", "--folder", tmp_path / "empty", "--out", tmp_path / "o")
     assert "--report" in mistake(capsys, "explain", "--folder", tmp_path, "--report", "--out", tmp_path / "o")
-    assert "File exists" in mistake(capsys, "explain", tmp_path / "text.jpg", "--out", tmp_path / "text.jpg")
+    assert "a file; --out is a folder" in mistake(
+        capsys, "explain", tmp_path / "text.jpg", "--out", tmp_path / "text.jpg"
+    )
     with pytest.raises(ValueError, match="at least 1"):
         glmix.representative_slots(torch.rand(3, 2, 2), 0)
 

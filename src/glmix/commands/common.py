@@ -115,7 +115,7 @@ def set_grid(model: Any, slot_grid: tuple[int, int], described: Description) -> 
     except ValueError as error:
         raise UserError(f"--slot-grid: {error}") from error
     side = min(described.prepared.size)
-    finest = max(1, side // net.feature_info[0]["reduction"])  # type: ignore[operator]
+    finest = max(1, side // net.feature_info[0]["reduction"])
     if max(slot_grid) > finest:
         raise UserError(
             f"--slot-grid {rows} {columns}: images of {side} px have {finest} x {finest} places in the finest map; "

@@ -133,7 +133,7 @@ def explain(
     places = Path(out)
     last = slots_of(model, block) - 1
     if slot > last:
-        raise UserError(f"--slot {slot}: this block has 0 to {last}")
+        raise UserError(f"--slot: no slot {slot}; this block has 0 to {last}")
     places.mkdir(parents=True, exist_ok=True)
     skipped: list[Skipped] = []
     draw: dict[str, Callable[[Look], Figure]] = {

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from glmix.commands.common import pick_device, print_skipped
 from glmix.data.sources import open_split
+from glmix.errors import UserError
 from glmix.files import check_folder
-from glmix.ranges import NonNegativeInt, PositiveInt, Workers
+from glmix.ranges import Workers
 from glmix.tasks.labelling import write_labels
 from glmix.training.processes import join_processes
 
@@ -14,10 +15,10 @@ def label_tokens(
     teacher: str,
     data: str,
     out: str,
-    top: PositiveInt = 5,
-    size: NonNegativeInt = 0,
+    top: int = 5,
+    size: int = 0,
     weights: str = "",
-    batch_size: PositiveInt = 64,
+    batch_size: int = 64,
     workers: Workers = -1,
     all_classes: bool = False,
     flip: bool = False,
@@ -37,6 +38,9 @@ def label_tokens(
             place than the few of the data.
         flip: take the mean of what the teacher sees in an image and in its mirror image; twice the time.
     """
+    for option, value, least in (("--top", top, 1), ("--batch-size", batch_size, 1), ("--size", size, 0)):
+        if value < least:
+            raise UserError(f"{option} {value}: at least {least}")
     check_folder("--out", out)
     processes = join_processes()
     source = open_split(data, "train")

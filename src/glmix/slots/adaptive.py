@@ -62,7 +62,7 @@ class Setting:
         finally:
             net.set_slot_merging()
             for name, mixer in net.slot_mixers().items():
-                mixer.seeds.slot_grid = own[name]  # type: ignore[assignment]
+                mixer.seeds.slot_grid = own[name]
 
 
 def all_slots(net: GLNet) -> float:
