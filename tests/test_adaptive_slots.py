@@ -297,7 +297,9 @@ def test_eval_explain_and_slots_take_it(photos: Path, tiny: Path, tmp_path: Path
     assert found["rows"][0]["top1"] == plain["top1"] and len(found["rows"]) == 4 and (tmp_path / "a.png").exists()
     said = output(capsys, "slots", "--adaptive", "--data", "scenes", "--limit", 3, "--thresholds", "[0.9]", "--checkpoint", tiny)  # fmt: skip
     assert "rank correlation" in said and "threshold 0.9" in said and "top-1" not in said
-    quality = json.loads(output(capsys, "slots", "--data", "scenes", "--limit", 2, "--slots", 4, "--json"))
+    quality = json.loads(
+        output(capsys, "slots", "--data", "scenes", "--limit", 2, "--slots", 4, "--json", "--checkpoint", tiny)
+    )
     assert quality["images"] == 2 and "stages.0.blocks.1" in quality["measures"]
 
     photo = photos / "val" / "red_thing" / "0.png"
