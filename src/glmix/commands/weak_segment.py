@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from glmix.commands.common import load_for_slots, pick_device, print_skipped
+from glmix.commands.common import load_for_slots, pick_device, print_skipped, set_grid
 from glmix.console import progress, say
 from glmix.data.masks import open_maps
 from glmix.data.samples import DataSet, Source, spread
@@ -48,7 +48,7 @@ def weak_segment(
         classifier, rows, told = classifier_for(model, described, opened, images)
         nets = [model, unlearned(described)]
         for net in nets if slot_grid else ():
-            net.set_slot_grid(slot_grid)
+            set_grid(net, slot_grid, described)
         seer = Seer(model, described.prepared, classifier, maps, tuple(scales or SCALES))
         found = measure_weakly(seer, images, rows, nets[1], progress)
     except ValueError as error:
