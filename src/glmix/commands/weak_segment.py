@@ -47,8 +47,9 @@ def weak_segment(
     try:
         classifier, rows, told = classifier_for(model, described, opened, images)
         nets = [model, unlearned(described)]
-        for net in nets if slot_grid else ():
-            set_grid(net, slot_grid, described)
+        for net in nets:
+            if slot_grid:
+                set_grid(net, slot_grid, described)
         seer = Seer(model, described.prepared, classifier, maps, tuple(scales or SCALES))
         found = measure_weakly(seer, images, rows, nets[1], progress)
     except ValueError as error:
