@@ -270,7 +270,7 @@ def test_fuller_images_keep_more(tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of a network of two blocks with 4 x 4 slots, for images of 64 px."""
+    """A checkpoint of a network of one block with 4 x 4 slots, for images of 64 px."""
     options = {
         "dims": (32, 64),
         "depths": (2, 1),
@@ -297,8 +297,10 @@ def test_eval_explain_and_slots_take_it(photos: Path, tiny: Path, tmp_path: Path
     assert found["rows"][0]["top1"] == plain["top1"] and len(found["rows"]) == 4 and (tmp_path / "a.png").exists()
     said = output(capsys, "slots", "--adaptive", "--data", "scenes", "--limit", 3, "--thresholds", "[0.9]", "--checkpoint", tiny)  # fmt: skip
     assert "rank correlation" in said and "threshold 0.9" in said and "top-1" not in said
-    quality = json.loads(output(capsys, "slots", "--data", "scenes", "--limit", 2, "--slots", 4, "--json"))
-    assert quality["images"] == 2 and "stages.0.blocks.1" in quality["measures"]
+    quality = json.loads(
+        output(capsys, "slots", "--data", "scenes", "--limit", 2, "--slots", 4, "--json", "--checkpoint", tiny)
+    )
+    assert quality["images"] == 2 and "stages.0.blocks.0" in quality["measures"]
 
     photo = photos / "val" / "red_thing" / "0.png"
     out = tmp_path / "out"
