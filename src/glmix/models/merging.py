@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from glmix.models.slots import FAR, unit_rows
 
-AUTO = 0.9  # threshold of cosines
+AUTO = 0.9  # threshold: less than half of the slots for next to no accuracy, by measurement (docs/adaptive.md)
 ROUNDING = 1e-6  # of the cosine of two seeds of one direction
 
 
