@@ -270,7 +270,7 @@ def test_fuller_images_keep_more(tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of a network of two blocks with 4 x 4 slots, for images of 64 px."""
+    """A checkpoint of a network of one block with 4 x 4 slots, for images of 64 px."""
     options = {
         "dims": (32, 64),
         "depths": (2, 1),

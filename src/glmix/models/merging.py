@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from glmix.models.slots import FAR, unit_rows
 
-AUTO = 0.9  # threshold of cosines
+AUTO = 0.9  # threshold: less than half of the slots for next to no accuracy, by measurement (docs/adaptive.md)
 ROUNDING = 1e-6  # of the cosine of two seeds of one direction
 
 
@@ -46,34 +46,43 @@ def _cosines(sums_BMC: Tensor) -> Tensor:
 def merge_alike(seeds_BMC: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     """Seeds merged until no two of an image have a cosine of `threshold` or more.
 
-    In rounds: of all pairs in which each is the other's most alike, those beyond the threshold are merged. So the most
-    alike pair of an image always is, and what is merged hangs neither on the other images nor on the order of seeds.
+    In rounds, of which a few are enough: of seeds that are alike the one leads that has most around it, in cosines beyond the
+    threshold, and whoever is like a leader joins the most alike one. What is merged hangs neither on the other images nor,
+    but for ties, on the order of seeds.
 
     Returns:
-        Seeds (B, K, C), sums of unit vectors (float32 at least), in the order of the first seed of each; log sizes (B, K).
+        Seeds (B, K, C), sums of unit vectors (float32 at least), in the order of their leaders; log sizes (B, K).
     """
     with _in_full(seeds_BMC.device.type):
         sums_BKC = unit_rows(seeds_BMC)
         sizes_BK = torch.ones_like(sums_BKC[:, :, 0])
-        while sums_BKC.shape[1] > 1:
-            gone_BK = sizes_BK == 0
-            cosines_BKK = _cosines(sums_BKC).masked_fill_(gone_BK.unsqueeze(1) | gone_BK.unsqueeze(2), -2.0)
-            best_BK, mate_BK = (
-                cosines_BKK.amax(2),
-                cosines_BKK.argmax(2),
-            )  # of equal ones the first, so that pairs agree
-            place_K = torch.arange(sums_BKC.shape[1], device=sums_BKC.device)
-            pair_BK = (best_BK >= threshold - ROUNDING) & (mate_BK.gather(1, mate_BK) == place_K)
-            takes_BK, stays_BK = pair_BK & (mate_BK > place_K), ~gone_BK & ~(pair_BK & (mate_BK < place_K))
-            if not bool(pair_BK.any()):
+        while True:
+            here_BK = sizes_BK > 0
+            cosines_BKK = _cosines(sums_BKC)
+            alike_BKK = (cosines_BKK >= threshold - ROUNDING) & here_BK.unsqueeze(1) & here_BK.unsqueeze(2)
+            if not bool(alike_BKK.any()):
                 break
-            most = int(stays_BK.sum(1).max())
-            taken_BKC = takes_BK.unsqueeze(2) * sums_BKC.take_along_dim(mate_BK.unsqueeze(2), 1)
-            sums_BKC = (sums_BKC + taken_BKC) * stays_BK.unsqueeze(2)
-            sizes_BK = (sizes_BK + takes_BK * sizes_BK.gather(1, mate_BK)) * stays_BK
-            left_BK = stays_BK.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
-            sums_BKC, sizes_BK = sums_BKC.take_along_dim(left_BK.unsqueeze(2), 1), sizes_BK.gather(1, left_BK)
+            place_K = torch.arange(sums_BKC.shape[1], device=sums_BKC.device)
+            around_BK = (cosines_BKK * alike_BKK).sum(2)
+            more_BKK = around_BK.unsqueeze(1) > around_BK.unsqueeze(2)
+            ahead_BKK = more_BKK | (~more_BKK.transpose(1, 2) & (place_K < place_K.unsqueeze(1)))  # a tie: the first
+            leads_BK = ~(alike_BKK & ahead_BKK).any(2)
+            leader_BKK = alike_BKK & leads_BK.unsqueeze(1)
+            joins_BK = leader_BKK.any(2)
+            nearest_BK = cosines_BKK.masked_fill(~leader_BKK, -2.0).argmax(2)
+            sums_BKC, sizes_BK = _joined(
+                torch.where(joins_BK, nearest_BK, place_K), here_BK & ~joins_BK, sums_BKC, sizes_BK
+            )
         return sums_BKC, sizes_BK.clamp(min=1).log().masked_fill(sizes_BK == 0, FAR)
+
+
+def _joined(root_BK: Tensor, stays_BK: Tensor, sums_BKC: Tensor, sizes_BK: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums and sizes of those that stay, with those that join them; as many as the fullest image keeps, 0 beyond."""
+    most = int(stays_BK.sum(1).max())
+    left_BL = stays_BK.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
+    parts_BLK = (root_BK.unsqueeze(1) == left_BL.unsqueeze(2)) & stays_BK.gather(1, left_BL).unsqueeze(2)
+    parts_BLK = parts_BLK.to(sums_BKC.dtype)
+    return torch.matmul(parts_BLK, sums_BKC), torch.matmul(parts_BLK, sizes_BK.unsqueeze(2)).squeeze(2)
 
 
 @register_notrace_function

@@ -7,7 +7,7 @@ merged, and a slot grid of about as many places. All are the same weights on the
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
@@ -118,8 +118,13 @@ class Trade:
 def see(
     model: nn.Module, net: GLNet, settings: Sequence[Setting], batches: Iterable[Batch], progress: Callable[[int], None]
 ) -> tuple[list[Seen], list[Skipped]]:
-    """Each batch under every setting, one after the other, so that a busy machine is so for all of them."""
+    """Each batch under every setting, one after the other, so that a busy machine is so for all of them.
+
+    On a CPU time is the processor's, of all threads over their number, which other programs hardly change.
+    """
     device = next(model.parameters()).device
+    alone = device.type == "cpu"
+    clock, threads = (process_time, torch.get_num_threads()) if alone else (perf_counter, 1)
     found = [Seen() for _ in settings]
     skipped: list[Skipped] = []
     whole, used = all_slots(net), 0
@@ -131,10 +136,10 @@ def see(
         images = batch.images.contiguous(memory_format=torch.channels_last)
         for seen, setting in zip(found, settings, strict=True):
             with setting.applied(net) as counts:
-                begun = perf_counter()
+                begun = clock()
                 logits: Any = model(images)
                 right = (logits.argmax(1) == batch.targets).cpu().numpy()  # waits for what the device has to do
-                seen.times.append(1000 * (perf_counter() - begun) / len(batch))
+                seen.times.append(1000 * (clock() - begun) / threads / len(batch))
             grid = setting.grid
             own = np.full(len(batch), float(grid[0] * grid[1]) if grid else whole)
             if counts:
@@ -166,24 +171,25 @@ def trade_off(
         The rows; images used, and those skipped.
     """
     adaptive = [Setting(threshold=threshold) for threshold in thresholds]
-    found, skipped = see(model, net, [Setting(), *adaptive], batches, progress)
+    found, skipped = see(model, net, adaptive, batches, progress)
     if not found[0].right:
         return [], 0, skipped
     used = sum(map(len, found[0].right))
     gridded = all(mixer.seeds.slot_grid is not None for mixer in net.slot_mixers().values())
-    partners: list[tuple[Setting, Seen]] = []  # fixed, and the threshold that it stands beside
-    for seen in found[1:]:
+    beside: dict[Setting, list[Setting]] = {}  # fixed numbers of a threshold's mean
+    for setting, seen in zip(adaptive, found, strict=True):
         mean = float(np.concatenate(seen.slots).mean())
-        fixed = [Setting(budget=max(1, round(mean)))] + ([Setting(grid=nearest_grid(mean))] if gridded else [])
-        partners += [(setting, seen) for setting in fixed]
-    settings = list(dict.fromkeys(setting for setting, _ in partners))
+        beside[setting] = [Setting(budget=max(1, round(mean)))] + (
+            [Setting(grid=nearest_grid(mean))] if gridded else []
+        )
+    settings = list(dict.fromkeys([Setting(), *adaptive, *(fixed for group in beside.values() for fixed in group)]))
     again, _ = see(model, net, settings, batches, lambda done: progress(used + done))
-    of_setting = dict(zip(settings, again, strict=True))
-    whole = np.concatenate(found[0].right)
-    rows = [row_of(Setting(), found[0], whole)]
-    for setting, seen in zip(adaptive, found[1:], strict=True):
-        rows.append(row_of(setting, seen, whole))
-        rows += [row_of(fixed, of_setting[fixed], whole, seen) for fixed, beside in partners if beside is seen]
+    seen_of = dict(zip(settings, again, strict=True))
+    whole = np.concatenate(seen_of[Setting()].right)
+    rows = [row_of(Setting(), seen_of[Setting()], whole)]
+    for setting, group in beside.items():
+        rows.append(row_of(setting, seen_of[setting], whole))
+        rows += [row_of(fixed, seen_of[fixed], whole, seen_of[setting]) for fixed in group]
     return rows, used, skipped
 
 
