@@ -18,16 +18,8 @@ PAGES = {  # of the site, and the files that they are
     "golden.md": "tests/golden/README.md",
 }
 FILES = ("LICENSE", "CITATION.cff")  # that pages link to
-WINGS = (
-    "data",
-    "models",
-    "export",
-    "training",
-    "tasks",
-    "slots",
-    "use",
-    "studies",
-)  # of the package; a page of the API each
+# of the package; a page of the API each
+WINGS = ("data", "models", "export", "training", "tasks", "slots", "use", "studies")
 TOP = {  # what `import glmix` gives, and where it is defined
     "create_model": "glmix.models.load.create_model",
     "optimize_for_inference": "glmix.models.fold.optimize_for_inference",

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TextIO
 
@@ -20,6 +21,18 @@ def progress(done: int, count: int, what: str = "") -> None:
     if sys.stderr.isatty():
         with suppress(BrokenPipeError):
             print(f"\r{done}/{count} {what}", end="" if done < count else "\n", file=sys.stderr, flush=True)
+
+
+def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Rows as a table of text: the first `left` columns to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if place < left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
 
 
 def mute(stream: TextIO) -> None:

@@ -16,6 +16,7 @@ from glmix.models.description import Description
 from glmix.models.fold import optimize_for_inference
 from glmix.models.merging import AUTO
 from glmix.models.weights import fingerprint
+from glmix.training.grids import finest_places
 from glmix.training.processes import Processes
 
 
@@ -40,6 +41,13 @@ def check_apart(out: str, sources: Sequence[str]) -> None:
     place = Path(out)
     if out and place.exists() and any(Path(name).exists() and place.samefile(name) for name in sources):
         raise UserError(f"--out {out}: one of the sources, which it would replace; give it another name")
+
+
+def check_counts(limit: int, batch_size: int) -> None:
+    """Raise a UserError if there can be no such numbers of images."""
+    for option, value, none in (("--limit", limit, "all"), ("--batch-size", batch_size, "that of the run")):
+        if value < 0:
+            raise UserError(f"{option} {value}: at least 1, or 0 for {none}")
 
 
 def print_skipped(skipped: Sequence[Skipped]) -> None:
@@ -115,7 +123,7 @@ def set_grid(model: Any, slot_grid: tuple[int, int], described: Description) -> 
     except ValueError as error:
         raise UserError(f"--slot-grid: {error}") from error
     side = min(described.prepared.size)
-    finest = max(1, side // net.feature_info[0]["reduction"])
+    finest = max(1, finest_places(net, side))
     if max(slot_grid) > finest:
         raise UserError(
             f"--slot-grid {rows} {columns}: images of {side} px have {finest} x {finest} places in the finest map; "

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from glmix.commands.common import load_for_images, pick_device, print_skipped, set_grid, set_slots
+from glmix.commands.common import check_counts, load_for_images, pick_device, print_skipped, set_grid, set_slots
 from glmix.commands.weak_segment import weak_segment
 from glmix.console import say
 from glmix.data.loading import EpochOrder, Prepared, default_workers, make_loader
@@ -84,17 +84,12 @@ def eval(  # noqa: A001  (the command's name)
             or cam.
         json: print one JSON object instead of a sentence.
     """
-    for option, value in (("--batch-size", batch_size), ("--limit", limit)):
-        if value < 0:
-            raise UserError(
-                f"{option} {value}: at least 1, or 0 for {'all' if option == '--limit' else 'that of the run'}"
-            )
+    check_counts(limit, batch_size)
     check_folder("--report", report)
     if task == "weak-segment":
-        others = {"batch_size": batch_size, "slots": slots, "shuffle_slots": shuffle_slots, "window": window, "fast": fast,
-                  "compare": compare, "knn": knn, "linear": linear}  # fmt: skip
-        for option in [name for name, value in others.items() if value]:
-            raise UserError(f"--{option.replace('_', '-')}: of no use with --task weak-segment; leave it out")
+        others = {"--batch-size": batch_size, "--slots": slots, "--shuffle-slots": shuffle_slots, "--window": window,
+                  "--fast": fast, "--compare": compare, "--knn": knn, "--linear": linear}  # fmt: skip
+        refuse_given(others, "--task weak-segment")
         weak_segment(data, checkpoint, image_size, slot_grid, maps or "gradient", scales, limit, report, json)
         return
     if maps:
@@ -172,10 +167,24 @@ def measured(
     processes: Processes,
 ) -> tuple[dict[str, float], int, list[Skipped]]:  # fmt: skip
     """As `evaluate`, of all images of a source."""
-    size = batch_size or described.info.get("batch_size", 64)
-    order = EpochOrder(len(source), size, rank=processes.rank, processes=processes.count)
-    loader = make_loader(Prepared(source, task.evaluation(described.prepared)), order, workers, task.collate)
+    loader = batches_of(task, described, source, batch_size, workers, processes)
     return evaluate(task, model, loader, metrics, pick_device())
+
+
+def batches_of(
+    task: Task,
+    described: Description,
+    source: Source,
+    batch_size: int,
+    workers: int,
+    processes: Processes | None = None,
+) -> Any:
+    """Batches of a source as the run of `described` validated it, in as large ones if `batch_size` is 0; a process's share."""
+    size = batch_size or described.info.get("batch_size", 64)
+    rank, count = (processes.rank, processes.count) if processes else (0, 1)
+    order = EpochOrder(len(source), size, rank=rank, processes=count)
+    loading = default_workers() if workers < 0 else workers
+    return make_loader(Prepared(source, task.evaluation(described.prepared)), order, loading, task.collate)
 
 
 def refuse_given(options: dict[str, Any], beside: str) -> None:

@@ -1,6 +1,5 @@
 """`glmix explain`."""
 
-import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -131,7 +130,7 @@ def explain(
     usual = [i for i in PAPER_BLOCKS if i < count] if style == "paper" else spread(model)
     depths = list(dict.fromkeys(i % count for i in blocks)) if blocks else usual or spread(model)
     places = Path(out)
-    last = slots_of(model, block) - 1
+    last = list(model.slot_mixers().values())[block].seeds.count() - 1
     if slot > last:
         raise UserError(f"--slot: no slot {slot}; this block has 0 to {last}")
     places.mkdir(parents=True, exist_ok=True)
@@ -183,12 +182,6 @@ def chosen(option: str, text: str, known: Sequence[str]) -> list[str]:
     if unknown:
         raise UserError(f"{option} {unknown[0]}: there are {', '.join(known)}")
     return [name for name in known if name in asked]
-
-
-def slots_of(model: GLNet, block: int) -> int:
-    """How many slots a block has."""
-    seeds: Any = list(model.slot_mixers().values())[block].seeds
-    return math.prod(seeds.slot_grid) if seeds.slot_grid else seeds.values.shape[1]
 
 
 def check_block(model: GLNet, number: int) -> None:

@@ -8,10 +8,9 @@ from typing import Any, cast
 import timm
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from glmix.errors import UserError
-from glmix.export.measure import in_own_process
+from glmix.export.measure import in_own_process, multiply_adds_of
 from glmix.models import check_name, config_of
 from glmix.models.glnet import MODEL_NAMES, PUBLISHED, PUBLISHED_PAGE, GLNet
 from glmix.models.heads import HEADS, with_head
@@ -29,11 +28,9 @@ def count(name: str) -> dict[str, float]:
     with torch.device("meta"):
         model = timm.create_model(name).eval()
     side = config_of(cast(GLNet, model))["input_size"]
-    with FlopCounterMode(display=False) as counter:
-        model(torch.empty(1, *side, device="meta"))
     return {
         "params_m": sum(p.numel() for p in model.parameters()) / 1e6,
-        "gmacs": counter.get_total_flops() / 2e9,
+        "gmacs": multiply_adds_of(model, torch.empty(1, *side, device="meta")),
         "input": side[-1],
     }
 
@@ -61,11 +58,9 @@ def count_under(name: str, head: str) -> dict[str, Any]:
     """
     with torch.device("meta"):
         model, every_layer, size = under(name, head)
-    with FlopCounterMode(display=False) as counter:
-        every_layer(torch.empty(1, 3, *size, device="meta"))
     return {
         "params_m": sum(p.numel() for p in model.parameters()) / 1e6,
-        "gmacs": counter.get_total_flops() / 2e9,
+        "gmacs": multiply_adds_of(every_layer, torch.empty(1, 3, *size, device="meta")),
         "input": list(size),
     }
 
@@ -109,23 +104,28 @@ def measure_under(name: str, head: str, threads: int) -> dict[str, float]:
 
 def measured_table(measured: dict[str, dict[str, dict[str, float]]]) -> str:
     """Seconds and MiB, a row a variant and a column a head."""
-    lines = [f"{'seconds / MiB':<22}" + "".join(f"{head:>18}" for head in HEADS)]
-    for name, row in measured.items():
-        cells = [f"{cost['seconds']:.2f} / {cost['peak_mib']:.0f}" for cost in row.values()]
-        lines.append(f"{name:<22}" + "".join(f"{cell:>18}" for cell in cells))
-    return "\n".join(
-        [*lines, "detectors at 800 x 1280 with as many regions as there are at most, segmenters at 512 x 2048"]
-    )
+    cells = {
+        name: [f"{cost['seconds']:.2f} / {cost['peak_mib']:.0f}" for cost in row.values()]
+        for name, row in measured.items()
+    }
+    about = "detectors at 800 x 1280 with as many regions as there are at most, segmenters at 512 x 2048"
+    return under_heads("seconds / MiB", cells, about)
+
+
+def under_heads(what: str, cells: dict[str, list[str]], about: str) -> str:
+    """A table of a row a variant and a column a head, and a line about it."""
+    rows = [(what, HEADS), *cells.items()]
+    return "\n".join([*(f"{name:<22}" + "".join(f"{cell:>18}" for cell in row) for name, row in rows), about])
 
 
 def heads_table(costs: dict[str, dict[str, dict[str, Any]]]) -> str:
     """Millions of parameters and GMACs, a row a variant and a column a head."""
-    lines = [f"{'parameters, M / GMACs':<22}" + "".join(f"{head:>18}" for head in HEADS)]
-    for name, row in costs.items():
-        cells = [
-            f"{row[head]['params_m']:.1f} / {row[head]['gmacs']:.{0 if row[head]['gmacs'] >= 100 else 1}f}"
-            for head in HEADS
+    cells = {
+        name: [
+            f"{cost['params_m']:.1f} / {cost['gmacs']:.{0 if cost['gmacs'] >= 100 else 1}f}" for cost in row.values()
         ]
-        lines.append(f"{name:<22}" + "".join(f"{cell:>18}" for cell in cells))
+        for name, row in costs.items()
+    }
     sizes = {head: cost["input"] for head, cost in next(iter(costs.values())).items()}
-    return "\n".join([*lines, ", ".join(f"{head} at {h} x {w}" for head, (h, w) in sizes.items())])
+    about = ", ".join(f"{head} at {h} x {w}" for head, (h, w) in sizes.items())
+    return under_heads("parameters, M / GMACs", cells, about)

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from glmix.commands.common import load_for_slots, pick_device, print_skipped, set_grid, set_slots
-from glmix.commands.eval import classifying, held_out, refuse_given
+from glmix.commands.common import check_counts, load_for_slots, pick_device, print_skipped, set_grid, set_slots
+from glmix.commands.eval import batches_of, classifying, held_out, refuse_given
 from glmix.console import progress
-from glmix.data.loading import EpochOrder, Prepared, default_workers, make_loader
 from glmix.data.samples import Skipped, spread
 from glmix.data.voc import open_masks
 from glmix.errors import UserError
@@ -67,11 +66,7 @@ def slots(
         figure: file for a picture of the measures over depth, such as quality.png.
         json: print one JSON object instead of a table.
     """
-    for option, value in (("--limit", limit), ("--batch-size", batch_size)):
-        if value < 0:
-            raise UserError(
-                f"{option} {value}: at least 1, or 0 for {'all' if option == '--limit' else 'that of the run'}"
-            )
+    check_counts(limit, batch_size)
     if ablate and adaptive:
         raise UserError("--ablate, --adaptive: one of both at a time")
     refuse_given({"--slots": slots and (ablate or adaptive)}, f"--{'ablate' if ablate else 'adaptive'}")
@@ -122,9 +117,7 @@ def ablated(
     task = classifying(task_named(described.task), "--ablate")
     source = task.align(held_out(task.open(data), described), described, data)
     source = source.take(spread(len(source), limit))
-    order = EpochOrder(len(source), batch_size or described.info.get("batch_size", 64))
-    loading = default_workers() if workers < 0 else workers
-    loader = make_loader(Prepared(source, task.evaluation(described.prepared)), order, loading, task.collate)
+    loader = batches_of(task, described, source, batch_size, workers)
     top1, costs, used, skipped = ablate_rows(model.eval(), model, loader, lambda done: progress(done, len(source)))
     if not used:
         raise UserError(f"{data}: none of {len(skipped)} images can be read (first: {skipped[0]})")
@@ -166,9 +159,7 @@ def adapted(
         raise UserError(f"--adaptive: neither masks of objects, nor labels that this checkpoint knows: {reason}")
     if labelled is not None:
         labelled = labelled.take(spread(len(labelled), limit))
-        order = EpochOrder(len(labelled), batch_size or described.info.get("batch_size", 64))
-        loading = default_workers() if workers < 0 else workers
-        loader = make_loader(Prepared(labelled, task.evaluation(described.prepared)), order, loading, task.collate)
+        loader = batches_of(task, described, labelled, batch_size, workers)
         count = 2 * len(labelled)
         rows, used, left = trade_off(model.eval(), model, loader, thresholds, lambda done: progress(done, count))
         if not used:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from glmix.commands.common import load_for_slots, pick_device, print_skipped, set_grid
-from glmix.console import progress, say
+from glmix.console import aligned, progress, say
 from glmix.data.masks import open_maps
 from glmix.data.samples import DataSet, Source, spread
 from glmix.errors import UserError
@@ -65,7 +65,7 @@ def weak_segment(
         print(json_module.dumps(about | {"skipped": skipped, "fixed_threshold": FIXED, "rows": rows_}))
     else:
         print(told)
-        print(aligned([list(COLUMNS), *map(cells_of, found.rows)]))
+        print(aligned([list(COLUMNS), *map(cells_of, found.rows)], left=2))
         print_skipped(found.skipped)
     if report:
         shown = examples(seer, images, rows, found)
@@ -121,15 +121,3 @@ def classifier_for(
         f"{precision:.1f} % on those measured."
     )
     return layer.to(pick_device()), {number: number - 1 for number in range(1, len(images.classes))}, told
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as a table of text: the first two columns to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if place < 2 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )

@@ -163,10 +163,10 @@ def in_turns(runs: dict[Case, Forward], base: Case, rounds: int, warm: int = 2) 
     return {case: Times(times, first) for case, times in seconds.items()}
 
 
-def clocked(run: Forward, images: Tensor) -> float:
+def clocked(run: Callable[..., Any], *inputs: Tensor) -> float:
     """Seconds of one pass."""
     before = time.perf_counter()
-    run(images)
+    run(*inputs)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - before
@@ -183,10 +183,14 @@ def gmacs(name: str, size: int) -> float:
 
 def multiply_adds(model: nn.Module, size: int) -> float:
     """Billions of multiply-adds of a model in evaluation mode, for one image of `size` px."""
-    device = next(model.parameters()).device
+    return multiply_adds_of(model, torch.empty(1, 3, size, size, device=next(model.parameters()).device))
+
+
+def multiply_adds_of(run: Callable[[Tensor], Any], images: Tensor) -> float:
+    """Billions of multiply-adds of a pass: convolutions, matrix products and attention."""
     # a CPU's fused attention is none of the operations that are counted
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(torch.empty(1, 3, size, size, device=device))
+        run(images)
     return counter.get_total_flops() / 2e9
 
 
@@ -208,11 +212,7 @@ def _measured(answer: Any, threads: int, timed: int, ready: Callable[..., Callab
             before = _resident("VmRSS")
             run()
             peak = _resident("VmHWM") - before
-            seconds = []
-            for _ in range(timed):
-                begun = time.perf_counter()
-                run()
-                seconds.append(time.perf_counter() - begun)
+            seconds = [clocked(run) for _ in range(timed)]
         answer.put((peak, statistics.median(seconds) if seconds else 0.0))
     except UserError as error:
         answer.put(error)

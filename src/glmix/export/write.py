@@ -158,9 +158,8 @@ def exported_program(model: nn.Module, terms: Terms) -> Any:
 
 
 def _write_torch(model: nn.Module, terms: Terms, path: Path, calibration: Sequence[Tensor]) -> None:
-    buffer = (
-        io.BytesIO()
-    )  # what writes into files itself says of a full disk nothing that could be told from other errors
+    # what writes into files itself says of a full disk nothing that could be told from other errors
+    buffer = io.BytesIO()
     torch.export.save(exported_program(model, terms), buffer, extra_files={KEY: terms.header()})
     path.write_bytes(buffer.getbuffer())
 

@@ -613,8 +613,7 @@ class GLNet(nn.Module):
                 raise ValueError(
                     f"the slots of {name} have the assignment '{mixer.assignment}'; soft ones can be merged"
                 )
-            grid = mixer.seeds.slot_grid
-            count = grid[0] * grid[1] if grid is not None else mixer.seeds.values.shape[1]
+            count = mixer.seeds.count()
             if budget is not None and budget > count:
                 raise ValueError(f"the slots of {name} are {count}, so {budget} cannot be left: at most {count}")
         for mixer in self.slot_mixers().values():

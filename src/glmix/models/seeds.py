@@ -1,7 +1,8 @@
 """Where slots begin: each strategy is a small module that gives the seeds of a block.
 
 A strategy takes what enters the block, (B, H, W, C), and returns seeds (B, M, C), or (1, M, C) where they are the same
-for every image. `slot_grid` holds rows and columns where the M seeds lie on a grid, and None where they do not.
+for every image. `slot_grid` holds rows and columns where the M seeds lie on a grid, and None where they do not; `count()`
+is M in both cases.
 """
 
 import operator
@@ -45,6 +46,10 @@ class PooledSeeds(nn.Module):
         super().__init__()
         self.slot_grid = checked_grid(slot_grid)
 
+    def count(self) -> int:
+        """How many there are."""
+        return self.slot_grid[0] * self.slot_grid[1]
+
     def forward(self, x_BHWC: Tensor) -> Tensor:
         return pool_seeds(x_BHWC, self.slot_grid[0], self.slot_grid[1])
 
@@ -58,6 +63,10 @@ class LearnedSeeds(nn.Module):
         self.slot_grid = None
         self.values = nn.Parameter(torch.empty(1, slot_h * slot_w, dim, device=device, dtype=dtype))
         nn.init.normal_(self.values, std=0.02)
+
+    def count(self) -> int:
+        """How many there are."""
+        return self.values.shape[1]
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         return self.values

@@ -67,10 +67,7 @@ class Setting:
 
 def all_slots(net: GLNet) -> float:
     """Slots of a network without merging, the mean over its blocks."""
-    seeds: list[Any] = [mixer.seeds for mixer in net.slot_mixers().values()]
-    return float(
-        np.mean([s.values.shape[1] if s.slot_grid is None else s.slot_grid[0] * s.slot_grid[1] for s in seeds])
-    )
+    return float(np.mean([mixer.seeds.count() for mixer in net.slot_mixers().values()]))
 
 
 def nearest_grid(count: float) -> tuple[int, int]:

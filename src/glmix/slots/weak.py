@@ -121,12 +121,16 @@ def _above(places: NDArray[np.int64], of: int) -> NDArray[np.int64]:
     return levels[::-1].cumsum(0)[::-1][1:]
 
 
-def mean_iou(counts: Counts) -> NDArray[np.float64]:
-    """In percent, from counts (..., 3, classes) summed over images; of the classes that are there or found."""
+def class_iou(counts: Counts) -> NDArray[np.float64]:
+    """In percent (..., classes), from counts (..., 3, classes) summed over images; NaN of a class neither there nor found."""
     right, found, there = np.moveaxis(counts, -2, 0)
     union = found + there - right
-    iou = np.where(union > 0, right / np.maximum(union, 1), np.nan)
-    return 100 * np.nanmean(iou, -1)
+    return np.where(union > 0, 100 * right / np.maximum(union, 1), np.nan)
+
+
+def mean_iou(counts: Counts) -> NDArray[np.float64]:
+    """In percent, from counts (..., 3, classes) summed over images; of the classes that are there or found."""
+    return np.nanmean(class_iou(counts), -1)
 
 
 def ways_of(blocks: Sequence[str]) -> list[Way]:
@@ -308,12 +312,9 @@ def _chosen(name: str, tried: dict[Way, Counts]) -> tuple[Row, Counts]:
     level = int(curves[way].argmax())
     other = tried[way][1::2]
     curve = mean_iou(other.sum(0))
-    right, found, there = other[:, level].sum(0)
-    union = found + there - right
-    iou = np.where(union > 0, 100 * right / np.maximum(union, 1), np.nan)
     fixed = float(curve[np.flatnonzero(THRESHOLDS == FIXED)[0]])
     row = Row(name, way, float(THRESHOLDS[level]), float(curve[level]), fixed, float(curve.max()))
-    row.curve, row.classes = curve.tolist(), iou.tolist()
+    row.curve, row.classes = curve.tolist(), class_iou(other[:, level].sum(0)).tolist()
     return row, other[:, level]
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from glmix import page
+from glmix.console import aligned
 from glmix.errors import UserError, needs
 from glmix.export.measure import Case, in_turns, multiply_adds, saved_activations
 from glmix.files import written_whole
@@ -177,15 +178,6 @@ def cells(result: Result) -> list[str]:
     ]
 
 
-def text_table(results: dict[str, Result]) -> str:
-    rows = [list(COLUMNS), *map(cells, results.values())]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
-    return "\n".join(
-        "  ".join(c.ljust(w) if not i else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
-    )
-
-
 def write_csv(path: Path, results: dict[str, Result]) -> None:
     """A line a row, numbers in full; the figures of each seed one after the other."""
     rows = []
@@ -281,4 +273,5 @@ def write_report(
     parts += [page.heading("Runs"), page.table(("row", "seed", "top-1, %", "best epoch"), runs)]
     parts += [page.heading("What all runs share"), page.listing(json.dumps(settings, indent=1))]
     page.write_page(out / "report.html", about, parts)
-    return "\n".join([text_table(results), *lines, str(out / "report.html")])
+    table = aligned([list(COLUMNS), *map(cells, results.values())])
+    return "\n".join([table, *lines, str(out / "report.html")])

@@ -18,6 +18,12 @@ def drawn_grid(sides: tuple[int, int], seed: int, epoch: int, batch: int) -> tup
     return side, side
 
 
+def finest_places(model: nn.Module, side: int) -> int:
+    """Rows of the finest map that slots are gathered from, of images of `side` px."""
+    net: Any = network_of(model)
+    return side // net.feature_info[0]["reduction"]
+
+
 def check_grids(model: nn.Module, sides: tuple[int, int], least_image: int) -> None:
     """Refuse sides that this model cannot have.
 
@@ -27,11 +33,9 @@ def check_grids(model: nn.Module, sides: tuple[int, int], least_image: int) -> N
     Raises:
         UserError: the slots are not pooled from a grid, or the largest grid has more places than the finest map.
     """
-    net: Any = network_of(model)
-    grid = own_grid(model)
-    if grid is None:
+    if own_grid(model) is None:
         raise UserError("--slot-grids: this network has no slots that are pooled from a grid; leave it out")
-    finest = least_image // net.feature_info[0]["reduction"]
+    finest = finest_places(model, least_image)
     if least_image and sides[1] > finest:
         raise UserError(
             f"--slot-grids {sides[0]} {sides[1]}: images of {least_image} px have {finest} x {finest} places in the finest "
