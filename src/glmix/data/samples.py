@@ -2,12 +2,13 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 
+from glmix.data.images import BadImage
 from glmix.data.naming import find_splits, readable_names
 from glmix.errors import UserError
 
@@ -156,6 +157,19 @@ class Source:
             BadImage: image or target cannot be used.
         """
         return Sample(self.pictures[index], self.targets[index], self.files[index])
+
+    def each(
+        self, skipped: list[Skipped], progress: Callable[[int, int], None] = lambda done, count: None
+    ) -> Iterator[tuple[int, Sample]]:
+        """Number and sample of all that can be read; what cannot goes to `skipped`. After each, `progress(done, count)`."""
+        for index in range(len(self)):
+            try:
+                sample = self.read(index)
+            except BadImage as error:
+                skipped.append(Skipped(error.name, error.reason))
+            else:
+                yield index, sample
+            progress(index + 1, len(self))
 
     def take(self, indices: Sequence[int]) -> "Source":
         """The source of only the samples at `indices`."""

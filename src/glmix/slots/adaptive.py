@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import nn
 
-from glmix.data.images import BadImage
 from glmix.data.loading import Batch
 from glmix.data.prepare import Preparation
 from glmix.data.samples import Skipped, Source
@@ -246,19 +245,13 @@ def fullness(
     objects: list[int] = []
     skipped: list[Skipped] = []
     names = list(net.slot_mixers())
-    for index in range(len(images)):
-        try:
-            photo, mask = images.read(index)[:2]
-        except BadImage as error:
-            skipped.append(Skipped(error.name, error.reason))
-        else:
-            image = prepare_whole(photo, preparation)[None].to(first.device, first.dtype)
-            objects.append(len(set(np.unique(mask).tolist()) - {0, VOID}))
-            for threshold, into in zip(thresholds, counts, strict=True):
-                with Setting(threshold=threshold).applied(net) as found:
-                    net.forward_features(image)
-                into.append([int(count[0][0]) for count in found.values()])
-        progress(index + 1, len(images))
+    for _, (photo, mask, _) in images.each(skipped, progress):
+        image = prepare_whole(photo, preparation)[None].to(first.device, first.dtype)
+        objects.append(len(set(np.unique(mask).tolist()) - {0, VOID}))
+        for threshold, into in zip(thresholds, counts, strict=True):
+            with Setting(threshold=threshold).applied(net) as found:
+                net.forward_features(image)
+            into.append([int(count[0][0]) for count in found.values()])
     rows = []
     for threshold, counted in zip(thresholds, counts if objects else (), strict=bool(objects)):
         slots = np.array(counted, float)  # (images, blocks)

@@ -7,7 +7,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from glmix.data.images import BadImage
 from glmix.data.masks import IGNORED
 from glmix.data.prepare import Preparation
 from glmix.data.samples import Source
@@ -31,11 +30,7 @@ def features_and_labels(
         images: with maps of classes (H, W), of which 0 is the background, and no class here.
     """
     device, features, labels = next(model.parameters()).device, [], []
-    for index in range(len(images)):
-        try:
-            photo, truth, _ = images.read(index)
-        except BadImage:  # named where it is measured
-            continue
+    for _, (photo, truth, _) in images.each([], progress):  # what cannot be read is named where it is measured
         there = np.zeros(len(images.classes), bool)
         there[np.unique(truth[truth != IGNORED])] = True
         pooled = model.forward_head(
@@ -43,7 +38,6 @@ def features_and_labels(
         )
         features.append(pooled[0].double().cpu().numpy())
         labels.append(there[1:])
-        progress(index + 1, len(images))
     width, classes = model.num_features, len(images.classes) - 1
     return np.array(features).reshape(-1, width), np.array(labels, bool).reshape(-1, classes)
 

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import from_numpy
 
-from glmix.data.images import BadImage
 from glmix.data.prepare import Preparation
 from glmix.data.samples import Skipped, Source
 from glmix.data.voc import VOID
@@ -104,20 +103,15 @@ def slot_quality(
 
     rows: dict[str, list[dict[str, float]]] = defaultdict(list)
     skipped: list[Skipped] = []
-    for index in range(len(images)):
-        try:
-            photo, mask = bounded(*images.read(index)[:2])
-        except BadImage as error:
-            skipped.append(Skipped(error.name, error.reason))
-        else:
-            maps = slot_maps(model, prepare_whole(photo, preparation)[None])
-            rows["squares"].append(measure(square_patches(mask.shape, patch_grid(maps[-1])), mask))
-            superpixels = slic(np.asarray(photo), n_segments=maps[-1].slots, compactness=10, start_label=0)
-            rows["slic"].append(measure(superpixels, mask))
-            for block in maps:
-                labels = strongest_slots(block.assignment[0], mask.shape)
-                rows[block.block].append(measure(labels, mask) | {"entropy": float(block.entropy()[0])})
-        progress(index + 1, len(images))
+    for _, sample in images.each(skipped, progress):
+        photo, mask = bounded(*sample[:2])
+        maps = slot_maps(model, prepare_whole(photo, preparation)[None])
+        rows["squares"].append(measure(square_patches(mask.shape, patch_grid(maps[-1])), mask))
+        superpixels = slic(np.asarray(photo), n_segments=maps[-1].slots, compactness=10, start_label=0)
+        rows["slic"].append(measure(superpixels, mask))
+        for block in maps:
+            labels = strongest_slots(block.assignment[0], mask.shape)
+            rows[block.block].append(measure(labels, mask) | {"entropy": float(block.entropy()[0])})
     return {name: averaged(found) for name, found in rows.items()}, len(images) - len(skipped), skipped
 
 

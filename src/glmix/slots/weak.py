@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from glmix.data.images import BadImage
 from glmix.data.masks import IGNORED
 from glmix.data.prepare import Preparation
 from glmix.data.samples import Skipped, Source
@@ -220,17 +219,12 @@ def measure_weakly(
     counted: dict[tuple[str, Way], list[Counts]] = {}
     used: list[int] = []
     skipped: list[Skipped] = []
-    for index in range(len(images)):
-        try:
-            photo, truth = bounded(*images.read(index)[:2])
-        except BadImage as error:
-            skipped.append(Skipped(error.name, error.reason))
-        else:
-            classes = classes_there(truth, rows_of_classes)
-            for key, scores in all_scores(seer, photo, truth.shape, [rows_of_classes[c] for c in classes], untrained):
-                counted.setdefault(key, []).append(count_pixels(scores, classes, truth, of).astype(np.int32))
-            used.append(index)
-        progress(index + 1, len(images))
+    for index, sample in images.each(skipped, progress):
+        photo, truth = bounded(*sample[:2])
+        classes = classes_there(truth, rows_of_classes)
+        for key, scores in all_scores(seer, photo, truth.shape, [rows_of_classes[c] for c in classes], untrained):
+            counted.setdefault(key, []).append(count_pixels(scores, classes, truth, of).astype(np.int32))
+        used.append(index)
     if len(used) < 2:
         raise ValueError(f"{len(used)} images that can be read; at least 2 are needed, to choose on and to report")
     counts = {key: np.stack(found) for key, found in counted.items()}  # (images, thresholds, 3, classes)
