@@ -357,13 +357,19 @@ def test_sigterm_within_an_accumulated_step_waits_for_its_end(batch: int, photos
     assert_same(tmp_path / "whole", tmp_path / "run")
 
 
-def test_sigterm_stops_after_the_step_and_resumes(photos: Path, undisturbed: Path, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("number", "whole"), [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGHUP, True)], ids=str
+)
+def test_what_stops_a_run_does_so_after_the_step(
+    number: int, whole: bool, photos: Path, undisturbed: Path, tmp_path: Path
+):
+    """Sent to the run alone, or, as `timeout`, SLURM and a closed terminal do, to the processes that load images too."""
     out = tmp_path / "run"
     process = start(photos, out)
     wait_for((out / "resume.ckpt").exists, process)
-    process.send_signal(signal.SIGTERM)
+    (os.killpg if whole else os.kill)(process.pid, number)
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert process.returncode == 128 + number, errors
     assert "--resume goes on" in errors and "Traceback" not in errors
     assert train(photos, out, "--resume") == 0
     assert_same(undisturbed, out)

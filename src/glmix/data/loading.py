@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -248,6 +249,20 @@ def default_workers() -> int:
     return min(8, max(1, (os.cpu_count() or 1) // 2))
 
 
+def leave_to_the_run(worker: int) -> None:
+    """What stops a run may reach all of its processes (`timeout`, SLURM, a closed terminal): that they load for decides.
+
+    A second signal ends the worker as always, so nobody waits for one that hangs.
+    """
+
+    def once(number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    for name in ("SIGTERM", "SIGHUP", "SIGUSR1"):
+        if number := getattr(signal, name, None):  # some are not on Windows
+            signal.signal(number, once)
+
+
 def make_loader(
     prepared: Prepared, order: EpochOrder, workers: int, collate: Callable[[list[Item]], Batch] = stack
 ) -> DataLoader:
@@ -259,5 +274,6 @@ def make_loader(
         num_workers=workers,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=leave_to_the_run,
         persistent_workers=workers > 0,
     )

@@ -30,7 +30,7 @@ from glmix.models.weights import OF_A_RUN
 from glmix.training.options import TrainOptions
 
 NEWEST, PREVIOUS = "resume.ckpt", "resume-previous.ckpt"
-SIGUSR1 = getattr(signal, "SIGUSR1", None)  # None on Windows
+SIGUSR1, SIGHUP = (getattr(signal, name, None) for name in ("SIGUSR1", "SIGHUP"))  # None on Windows
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -172,9 +172,10 @@ class Position:
 class ResumePoints(Checkpoint):
     """Saves a resume point at the end of every epoch, every so many steps, and where the run is told to stop.
 
-    SIGTERM and a first Ctrl-C stop the run after the step under way; a second Ctrl-C stops it at once, which costs no
-    more than the steps since the last resume point. In a SLURM job SIGUSR1 does the same and puts the job back into
-    its queue (Lightning's own requeueing saves within the signal, in the middle of a step).
+    SIGTERM, a closed terminal (SIGHUP, unless nohup ignores it) and a first Ctrl-C stop the run after the step under
+    way; a second Ctrl-C stops it at once, which costs no more than the steps since the last resume point. In a SLURM
+    job SIGUSR1 does the same and puts the job back into its queue (Lightning's own requeueing saves within the signal,
+    in the middle of a step).
     """
 
     def __init__(self, folder: Path, every_steps: int) -> None:
@@ -189,6 +190,8 @@ class ResumePoints(Checkpoint):
 
         # SIGTERM too: Lightning's own handling of it leaves before anything is saved, in the middle of a step
         listened = [signal.SIGINT, signal.SIGTERM]
+        if SIGHUP and signal.getsignal(SIGHUP) is not signal.SIG_IGN:
+            listened.append(SIGHUP)
         if SIGUSR1 and "SLURM_JOB_ID" in os.environ:
             listened.append(SIGUSR1)
         self._before = {number: signal.signal(number, stop) for number in listened}
