@@ -21,7 +21,7 @@ from glmix.errors import Stopped
 from glmix.export.measure import multiply_adds
 from glmix.models import build
 from glmix.models.description import Description
-from glmix.studies.report import mean_and_interval
+from glmix.studies.report import Result, least_difference, mean_and_interval
 from glmix.studies.rows import STUDIES, chosen_rows
 from glmix.studies.runs import Run, begin, mark, planned, settings_of, train_all
 
@@ -229,6 +229,16 @@ def test_intervals():
     mean, width = mean_and_interval([1.0, 2.0, 3.0])
     assert mean == 2 and width == pytest.approx(4.3027 / 3**0.5, abs=1e-3)
     assert mean_and_interval([5.0]) == (5.0, None) and mean_and_interval([]) == (None, None)
+
+
+def test_the_common_error_of_rows():
+    """Of two rows it is that of their pairs; of three, whose residuals are all ± a sixth or a third, it is by hand."""
+    a, b, c = Result("a", {0: 1.0, 1: 2.0}), Result("b", {0: 3.0, 1: 5.0, 2: 9.0}), Result("c", {0: 2.0, 1: 3.0})
+    points, freedom, seeds = least_difference({"a": a, "b": b, "none": Result("none")}) or (0, 0, [])
+    assert points == pytest.approx(mean_and_interval([2.0, 3.0])[1]) and freedom == 1 and seeds == [0, 1]
+    points, freedom, _ = least_difference({"a": a, "b": b, "c": c}) or (0, 0, [])
+    assert points == pytest.approx(4.3027 * (4 / 36 + 2 / 9) ** 0.5 / 2**0.5, abs=1e-3) and freedom == 2
+    assert least_difference({"a": a, "d": Result("d", {0: 1.0})}) is None and least_difference({"a": a}) is None
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """What came out of a study, from its folders alone: also while runs are missing, which it says.
 
 Accuracy is that of a run's last epoch. Intervals are Student's, of 95 %, over seeds. Differences to the base are of pairs,
-runs of one seed, which see the same images in the same order: what a seed does to both drops out.
+runs of one seed, which see the same images in the same order: what a seed does to both drops out. Two or three seeds tell
+little of a row's own error, so the rows' common one stands beside it, as in a randomised block design.
 """
 
 import csv
@@ -105,6 +106,32 @@ def read_results(out: Path, rows: Sequence[str], base: str) -> dict[str, Result]
             [result.figures[seed] - first[seed] for seed in shared]
         )
     return results
+
+
+def least_difference(results: dict[str, Result]) -> tuple[float, int, list[int]] | None:
+    """The difference between two rows beyond which it is none of chance (95 %), if all rows have the same error.
+
+    Fisher's, of rows and seeds without their interaction: what is left when the means of row and seed are taken off.
+
+    Returns:
+        Points, degrees of freedom, and the seeds that it is of, those that all rows have; None of fewer than two rows or
+        seeds.
+    """
+    figures = [result.figures for result in results.values() if result.figures]
+    seeds = sorted(set.intersection(*map(set, figures))) if figures else []
+    if len(figures) < 2 or len(seeds) < 2:
+        return None
+    of_row = [statistics.fmean(found[seed] for seed in seeds) for found in figures]
+    of_seed = {seed: statistics.fmean(found[seed] for found in figures) for seed in seeds}
+    mean = statistics.fmean(of_row)
+    squares = sum(
+        (found[seed] - row - of_seed[seed] + mean) ** 2
+        for found, row in zip(figures, of_row, strict=True)
+        for seed in seeds
+    )
+    freedom = (len(figures) - 1) * (len(seeds) - 1)
+    points = float(student.ppf(0.975, freedom)) * (2 * squares / freedom / len(seeds)) ** 0.5
+    return points, freedom, seeds
 
 
 def measure_costs(out: Path, results: dict[str, Result], base: str, rounds: int) -> None:
@@ -255,6 +282,12 @@ def write_report(
         f"Top-1 of the last epoch, mean over seeds; ± half of a 95 % interval (Student's t), of each row by itself. "
         f"Differences to {base} are of pairs of runs with one seed."
     )
+    if least := least_difference(results):
+        points, freedom, shared = least
+        lines.append(
+            f"If all rows have one error, a difference between two of them, of the seeds {', '.join(map(str, shared))}, is beyond chance "
+            f"from {points:.2f} points on (95 %, {freedom} degrees of freedom; of many rows some pass it by chance)."
+        )
     lines.append(
         f"Speed: passes of {TIMED} images in turns, fp32, {torch.get_num_threads()} threads; the base against itself is the noise. Kept: for the backward pass, "
         "fp32. GB: the largest a training process had, Python and PyTorch included."
