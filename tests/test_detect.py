@@ -325,6 +325,35 @@ def test_figures_of_imperfect_boxes_are_pycocotools(root: Path):
     assert 0.1 < figures["box_AP"] < 0.9
 
 
+def test_an_object_without_a_mask_takes_no_numbers_away(root: Path):
+    """Among others that have one: its box counts as a box; for masks what is found there is neither right nor wrong."""
+    source = open_objects(root).split("val")
+    figures = []
+    for bare in (False, True):
+        metrics = CocoNumbers(Description(classes=["red", "blue"], names=["red", "blue"]))
+        for i in range(len(source)):
+            found, target = truth_as_found(source.read(i))
+            found["masks"] = torch.ones(len(found["boxes"]), 1, 28, 28)
+            if bare and i == 0:
+                target["objects"].segmentations[0] = None
+            metrics.update([found], [target])
+        figures.append(metrics.compute())
+    assert figures[0]["mask_AP"] == figures[1]["mask_AP"] == figures[1]["AP"] == pytest.approx(1.0)
+    assert figures[0]["box_AP"] == figures[1]["box_AP"]
+
+
+def test_a_picture_is_seen_as_if_alone(run: Path, root: Path, tmp_path: Path, capsys):
+    """What is found in one does not hang on the other pictures of its batch, which are of other sizes."""
+    scene(5, (90, 64))[0].save(tmp_path / "tall.png")
+    wide = root / "val" / "0.png"
+
+    def found(*pictures: Path) -> Any:
+        rows = output(capsys, "predict", "--checkpoint", run, "--json", *pictures).splitlines()
+        return json.loads(rows[0])["predictions"]
+
+    assert found(wide, tmp_path / "tall.png") == found(wide)
+
+
 def test_the_worst_images_come_first(root: Path):
     metrics = CocoNumbers(Description(classes=["red", "blue"], names=["red", "blue"]))
     source = open_objects(root).split("val")
@@ -386,6 +415,8 @@ def test_mistakes(run: Path, root: Path, photos: Path, tmp_path: Path, capsys):
     assert "head must be one of retinanet, mask-rcnn, not upernet" in refused("--head", "upernet")
     assert "five sides" in refused("--anchors", "8", "16")
     assert "the shorter side first" in refused("--image-size", "96", "64")
+    assert "head_channels 48: a multiple of 32 with box_head v2" in refused("--head-channels", "48", "--box-head", "v2")
+    assert "has stages of strides [16]; heads stand on strides 4, 8" in refused("--model", "vit_tiny_patch16_224")
     assert "least and the largest factor" in refused("--large-scale-jitter=[2.0,0.5]")
     assert "class folders are for --task classify" in mistake(
         capsys, "train", "--out", tmp_path / "run", "--data", photos, *OPTIONS
@@ -421,6 +452,23 @@ def test_a_broken_picture_ends_no_run(root: Path, tmp_path: Path, capsys):
         "train/1.png: not an image" in said
         and "train/2.png: is 32 x 24 pixels, its annotations are for 64 x 48" in said
     )
+
+
+def test_check_data_names_every_one(tmp_path: Path, capsys):
+    """However many there are; a picture that is not there cannot be used, a box that is not is no picture."""
+    content = write_split(tmp_path, "train", 9, 0, IDS)
+    write_split(tmp_path, "val", 2, 10, IDS)
+    for each in content["annotations"][:5]:
+        each["bbox"] = [1, 1, 0, 0]
+    write_json(tmp_path, "instances_train.json", content)
+    said = output(capsys, "check-data", "--data", tmp_path, "--task", "detect")
+    assert all(f"annotation {number}: box without area" in said for number in range(1, 6))
+    for number in range(5, 9):
+        (tmp_path / "train" / f"{number}.png").unlink()
+    assert main(["check-data", "--data", str(tmp_path), "--task", "detect"]) == 2
+    told = capsys.readouterr()
+    assert all(f"{number}.png (image {number}): picture that is not there" in told.out for number in range(5, 9))
+    assert "4 of 11 images cannot be used" in told.err
 
 
 # --- recipes

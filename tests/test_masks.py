@@ -239,6 +239,9 @@ def test_two_masks_of_a_picture_or_none_at_all(tmp_path: Path):
         ("labels.json", '{"0": "ground", "1": "road", "2": "tree"}'),
         ("labels.json", '{"ground": 0, "road": 1, "tree": 2}'),
         ("labels.json", '[{"name": "ground", "color": "#000000"}, {"name": "road"}, {"name": "tree"}]'),
+        ("labels.json", '[{"id": 1, "name": "road"}, {"id": 0, "name": "ground"}, {"id": 2, "name": "tree"}]'),
+        ("classes.csv", "name,code\nroad,1\nground,0\ntree,2\n"),
+        ("classes.csv", "label_id,name\n1,road\n0,ground\n2,tree\n"),
         ("train/_classes.csv", "Pixel Value, Class\n0, ground\n1, road\n2, tree\n"),
     ],
 )
@@ -290,6 +293,21 @@ def test_a_background_that_is_no_class_must_be_told(tmp_path: Path):
 def test_lists_that_cannot_be_right(tmp_path: Path, text: str, words: str):
     pair(listed(tmp_path, text))
     assert words in refused(tmp_path) and "classes.txt" in refused(tmp_path)
+
+
+def test_numbers_that_nothing_explains_are_refused(tmp_path: Path):
+    pair(listed(tmp_path / "table", "name,weight\nroad,1\nground,0\ntree,2\n", "classes.csv"))
+    assert "classes.csv: weight holds numbers" in refused(tmp_path / "table")
+    pair(listed(tmp_path / "json", '[{"name": "road", "weight": 1}, {"name": "ground", "weight": 0}]', "labels.json"))
+    assert "weight of road is a number" in refused(tmp_path / "json")
+
+
+def test_lists_of_splits_with_spaces_in_their_names(tmp_path: Path):
+    for name in ("my photo 1", "b"):
+        pair(listed(tmp_path), SOLID, name)
+    (tmp_path / "train.txt").write_text("my photo 1.jpg\n")
+    (tmp_path / "val.txt").write_text("b 1\n")
+    assert open_maps(str(tmp_path)).split("train").files == ["images/my photo 1.jpg"]
 
 
 def test_lists_that_differ(tmp_path: Path):
@@ -370,6 +388,9 @@ def test_alpha(tmp_path: Path):
     assert "masks/a.png: a mask that is partly transparent" in refused(tmp_path / "soft")
     pair(listed(tmp_path / "hidden", table[1], table[0]), with_alpha(np.zeros((4, 6))))
     assert "masks/a.png: a mask with colours where it is transparent" in refused(tmp_path / "hidden")
+    alone = np.concatenate([np.zeros((4, 6, 3), np.uint8), np.where(SOLID, 255, 0).astype(np.uint8)[..., None]], -1)
+    pair(listed(tmp_path / "alone", table[1], table[0]), alone)
+    assert "masks/a.png: a mask that says nothing but by its alpha channel" in refused(tmp_path / "alone")
 
 
 def test_16_bits(tmp_path: Path):

@@ -1,6 +1,7 @@
 """Data with objects as annotation tools write it: each thing read right, or refused with file and id."""
 
 import json
+import re
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,84 @@ def test_masks_in_all_forms(tmp_path: Path):
         assert (single(tmp_path, {"segmentation": form}).whole.read(0).target.masks([0])[0] == wanted).all(), form
 
 
+def test_masks_in_parts(tmp_path: Path):
+    """Points in pairs, and run lengths of several parts in a list."""
+    flat = rectangle([10, 12, 30, 32])[0]
+    pairs = [list(point) for point in zip(flat[::2], flat[1::2], strict=True)]
+    assert single(tmp_path, {"segmentation": [pairs]}).whole.read(0).target.masks([0]).sum() == 400
+    upper = {"size": [48, 64], "counts": [10 * 48 + 12, *[10, 38] * 19, 10, 34 * 48 + 26]}
+    lower = {"size": [48, 64], "counts": [10 * 48 + 22, *[10, 38] * 19, 10, 34 * 48 + 16]}
+    assert single(tmp_path, {"segmentation": [upper, lower]}).whole.read(0).target.masks([0]).sum() == 400
+    data = single(tmp_path, {"segmentation": [[10, 12, 30, 32]]})
+    assert "annotation 1: polygon of fewer than three points" in said(data) and len(data.whole.read(0).target) == 1
+
+
+@pytest.mark.parametrize("mask", [
+    {"size": [48, 64], "counts": [5, "x"]}, {"size": [48, 64], "counts": "b'abc"}, {"size": 48, "counts": [3072]},
+    [[None] * 6],
+])  # fmt: skip
+def test_masks_that_cannot_be_read_are_named(mask: Any, tmp_path: Path):
+    with pytest.raises(UserError, match="annotation 1: "):
+        single(tmp_path, {"segmentation": mask})
+
+
+@pytest.mark.parametrize(("part", "odd"), [("annotations", None), ("images", "0.png"), ("images", {"id": [1]})])
+def test_what_is_no_object_of_json(part: str, odd: Any, root: Path):
+    content = json.loads((root / "annotations" / "instances_train.json").read_text())
+    content[part].append(odd)
+    write_json(root, "instances_train.json", content)
+    with pytest.raises(UserError, match=rf"instances_train.json: number \d of {part} is "):
+        open_objects(root)
+
+
+def test_a_crowd_in_words(tmp_path: Path):
+    for value, crowd in (("false", False), (False, False), ("0", False), (1.0, True), ("true", True)):
+        if crowd:
+            with pytest.raises(UserError, match="without any object"):
+                single(tmp_path, {"iscrowd": value})
+        else:
+            assert single(tmp_path, {"iscrowd": value}).whole.read(0).target.crowd.tolist() == [False]
+
+
+def test_boxes_in_shares_are_refused(root: Path):
+    content = json.loads((root / "annotations" / "instances_train.json").read_text())
+    for each in content["annotations"]:
+        each["bbox"] = [0.1, 0.2, 0.3, 0.4]
+        each.pop("segmentation")
+    write_json(root, "instances_train.json", content)
+    (root / "annotations" / "instances_val.json").unlink()
+    with pytest.raises(UserError, match="lie within a pixel; are they in shares"):
+        open_objects(root)
+
+
+def test_boxes_that_are_not_those_of_their_polygons(root: Path):
+    content = json.loads((root / "annotations" / "instances_train.json").read_text())
+    for each in content["annotations"]:
+        x, y, width, height = each["bbox"]
+        each["segmentation"] = rectangle([x, y, x + width // 2, y + height // 2])
+    write_json(root, "instances_train.json", content)
+    with pytest.raises(UserError, match="boxes are not those of their polygons"):
+        open_objects(root)
+
+
+def test_of_two_categories_of_one_name_the_empty_one_is_none(root: Path):
+    content = json.loads((root / "annotations" / "instances_train.json").read_text())
+    content["categories"].insert(0, {"id": 0, "name": "red", "supercategory": "none"})
+    write_json(root, "instances_train.json", content)
+    assert open_objects(root).whole.info == {"category_ids": [3, 7]}
+
+
+def test_a_second_file_of_another_name(root: Path):
+    (root / "annotations" / "instances_val.json").rename(root / "annotations" / "val.json")
+    assert {name: len(places) for name, places in open_objects(root).named.items()} == {"train": 3, "val": 2}
+
+
+def test_nothing_to_measure_is_said(root: Path):
+    content = json.loads((root / "annotations" / "instances_val.json").read_text())
+    write_json(root, "instances_val.json", content | {"annotations": []})
+    assert "all 2 images of val: have no object" in said(open_objects(root))
+
+
 def test_a_box_a_pixel_outside_is_cut(tmp_path: Path):
     data = single(tmp_path, {"bbox": [-1, 20, 30, 29]})
     assert data.whole.read(0).target.boxes.tolist() == [[0, 20, 29, 48]] and not data.left_out
@@ -159,6 +238,32 @@ def test_which_of_two_pictures(root: Path):
     write_json(root, "instances_val.json", content)
     with pytest.raises(UserError, match=r"5.png of .*instances_val.json may be a/5.png or b/5.png"):
         open_objects(root)
+
+
+def test_another_picture_of_the_same_name_is_none(tmp_path: Path):
+    """What is told of a folder, or of a split, that is there does not mean a picture in another."""
+    for folder in ("cam1", "cam2"):
+        (tmp_path / folder).mkdir()
+        scene(0)[0].save(tmp_path / folder / f"{folder}.png")
+    scene(0)[0].save(tmp_path / "cam1" / "0.png")
+    content = coco([[("red", [10, 12, 30, 32])]], IDS)
+    for name in ("cam2/0.png", "train/0.png"):
+        content["images"][0]["file_name"] = name
+        write_json(tmp_path, "instances.json", content)
+        if name.startswith("train"):
+            (tmp_path / "cam1").rename(tmp_path / "test")
+        with pytest.raises(UserError, match=f"1 of 1 pictures are not there.*{name}"):
+            open_objects(tmp_path)
+
+
+def test_pictures_beside_masks_and_with_percent_signs(tmp_path: Path):
+    for folder in ("images", "masks", "thumbs"):
+        (tmp_path / folder).mkdir()
+        scene(0)[0].save(tmp_path / folder / "a%20b.png")
+    content = coco([[("red", [10, 12, 30, 32])]], IDS)
+    content["images"][0]["file_name"] = "a b.png"
+    write_json(tmp_path, "instances.json", content)
+    assert open_objects(tmp_path).whole.files == ["images/a%20b.png"]
 
 
 def test_missing_pictures_are_named(root: Path):
@@ -301,6 +406,34 @@ def test_voc_splits_and_difficult_objects(tmp_path: Path):
         open_objects(tmp_path)
 
 
+def test_voc_without_a_size(tmp_path: Path):
+    """The picture tells it; of one turned by EXIF nothing does."""
+    write_voc(tmp_path, [[5, 6, 20, 22]])
+    for text in ("", "<size><width>0</width><height>0</height></size>"):
+        path = tmp_path / "Annotations" / "a.xml"
+        path.write_text(re.sub(r"<size>.*?</size>|(?=</annotation>)", text, path.read_text(), count=1, flags=re.DOTALL))
+        assert open_objects(tmp_path).whole.read(0).target.boxes.tolist() == [[4, 5, 20, 22]]
+
+
+def test_voc_lists_of_any_names(tmp_path: Path):
+    names = {"img0_jpg.rf.abc0": "train", "my photo 1": "train", "c": "val"}
+    for name, split in names.items():
+        write_voc(tmp_path, [[1, 5, 20, 30]], name=name)
+        with open(tmp_path / f"ImageSets/Main/{split}.txt", "a") as file:
+            file.write(f"{name}\n")
+    data = open_objects(tmp_path)
+    assert {split: len(places) for split, places in data.named.items()} == {"train": 2, "val": 1}
+    (tmp_path / "ImageSets/Main/val.txt").write_text("c\ngone\n")
+    assert "gone (ImageSets/Main/val.txt): in a list of a split, but not there" in said(open_objects(tmp_path))
+    (tmp_path / "ImageSets/Main/val.txt").write_text("c\nmy photo 1\n")
+    with pytest.raises(UserError, match="my photo 1 is in the lists of"):
+        open_objects(tmp_path)
+    for split in ("train", "val"):
+        (tmp_path / f"ImageSets/Main/{split}.txt").write_text("gone\n")
+    with pytest.raises(UserError, match="nothing that the lists of splits name is there"):
+        open_objects(tmp_path)
+
+
 # --- YOLO
 
 
@@ -359,3 +492,44 @@ def test_scenes_have_boxes_and_masks():
     for i, (x0, y0, x1, y1) in enumerate(sample.target.boxes):
         rows, columns = sample.target.masks([i])[0].nonzero()
         assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == (x0, y0, x1, y1)
+
+
+def test_yolo_labels_of_no_picture_are_named(yolo: Path):
+    (yolo / "train/labels/a.txt").rename(yolo / "train/labels/A.TXT")
+    (yolo / "train/labels/other.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    data = open_objects(yolo)
+    assert len(data.split("train").read(0).target) == 2  # capitals do not count
+    assert "train/labels/other.txt: labels without a picture" in said(data)
+
+
+def test_yolo_key_points_are_passed_over(yolo: Path):
+    described = (yolo / "data.yaml").read_text()
+    (yolo / "data.yaml").write_text(described + "kpt_shape: [3, 2]\n")
+    for path in yolo.rglob("a.txt"):
+        path.write_text("0 0.5 0.5 0.25 0.5 0.1 0.1 0.2 0.2 0.3 0.3\n")
+    assert open_objects(yolo).split("train").read(0).target.boxes.tolist() == [[24, 12, 40, 36]]
+    (yolo / "data.yaml").write_text(described + "kpt_shape: [4, 2]\n")
+    with pytest.raises(UserError, match="has 10 numbers behind the class; by kpt_shape it has 12"):
+        open_objects(yolo)
+
+
+@pytest.mark.parametrize(("names", "words"), [
+    ("nc: 2\nnames: [cat, cat]", "two classes are called cat"),
+    ("nc: 3\nnames: [red, blue]", "nc is 3, and 2 classes have names"),
+])  # fmt: skip
+def test_yolo_lists_that_cannot_be_right(names: str, words: str, yolo: Path):
+    (yolo / "data.yaml").write_text(f"train: train/images\nval: valid/images\n{names}\n")
+    with pytest.raises(UserError, match=words):
+        open_objects(yolo)
+
+
+def test_yolo_texts(yolo: Path):
+    """A list of paths with spaces, and labels that are no text."""
+    (yolo / "train/images/a.png").rename(yolo / "train/images/a b.png")
+    (yolo / "train/labels/a.txt").rename(yolo / "train/labels/a b.txt")
+    (yolo / "list.txt").write_text("./train/images/a b.png\n")
+    (yolo / "data.yaml").write_text("train: list.txt\nval: valid/images\nnames: [red, blue]\n")
+    assert open_objects(yolo).split("train").files == ["train/images/a b.png"]
+    (yolo / "valid/labels/a.txt").write_bytes(b"\xff\xfe0")
+    with pytest.raises(UserError, match=r"valid/labels/a.txt cannot be read as text"):
+        open_objects(yolo)

@@ -302,12 +302,15 @@ def test_config_is_written_whole(photos: Path, finished: Path, monkeypatch, caps
 
 
 def test_loss_not_finite_stops_with_epoch_and_batch(photos: Path, tmp_path: Path, capsys):
-    assert train(photos, tmp_path / "run", "--lr", "1e9", "--clip-grad", "0", "--warmup-epochs", "0") == 2
+    steep = ["--lr", "1e9", "--clip-grad", "0", "--warmup-epochs", "0"]
+    assert train(photos, tmp_path / "run", *steep, "--precision", "bf16") == 2
     said = capsys.readouterr().err
     assert re.search(r"the loss is (nan|inf) in epoch \d+, batch \d+", said)
-    advice = ["--resume", "--lr", "1e9", "--clip-grad", "0", "--warmup-epochs", "0", "--precision", "fp32"]
+    advice = ["--resume", *steep, "--precision", "fp32"]
     assert "--precision fp32" in said and train(photos, tmp_path / "run", *advice) == 2
-    assert "was begun with" not in capsys.readouterr().err  # what it advises is not refused
+    said = capsys.readouterr().err
+    assert "was begun with" not in said  # what it advises is not refused
+    assert "--precision fp32" not in said and "with a lower --lr" in said  # nor what was done advised again
 
 
 def start(photos: Path, out: Path, *more: str) -> subprocess.Popen:

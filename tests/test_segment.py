@@ -158,6 +158,13 @@ def test_another_backbone_of_timm():
     assert model(torch.randn(2, 3, 64, 64)).shape == (2, 3, 64, 64)
 
 
+def test_stages_are_chosen_by_their_strides():
+    """ResNet has one more, of stride 2, and some nets have stages of one stride: heads see the last of 4, 8, 16 and 32."""
+    model = with_head(timm.create_model("resnet18", num_classes=0), {"name": "upernet", "head_channels": 16}, 3)
+    assert [tuple(stage.shape[1:]) for stage in model.stages(torch.randn(1, 3, 64, 64))] == [
+        (64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 2, 2)]  # fmt: skip
+
+
 # --- loss and measure
 
 

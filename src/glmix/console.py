@@ -1,10 +1,12 @@
 """What is said on a terminal, and never at the cost of the work: a reader that went away ends no training."""
 
+import json
+import math
 import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TextIO
+from typing import Any, TextIO
 
 
 def say(text: str, to: TextIO | None = None) -> None:
@@ -33,6 +35,19 @@ def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
         ).rstrip()
         for row in rows
     )
+
+
+def as_json(value: Any) -> str:
+    """As JSON has it, which knows no number that is none: NaN becomes null."""
+
+    def plain(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {key: plain(each) for key, each in part.items()}
+        if isinstance(part, (list, tuple)):
+            return [plain(each) for each in part]
+        return None if isinstance(part, float) and not math.isfinite(part) else part
+
+    return json.dumps(plain(value))
 
 
 def mute(stream: TextIO) -> None:

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from glmix.data.check import check_samples
+from glmix.data.samples import NOT_THERE, OTHER_SPLITS, Skipped
 from glmix.errors import UserError
 from glmix.tasks import task_named
 
@@ -17,12 +18,19 @@ def check_data(data: str, task: Literal["segment", "detect", "classify"]) -> Non
     meant = task_named(task)
     opened = meant.open(data)
     whole = opened.whole
+    absent: list[Skipped] = []
     for found in opened.left_out:
-        print(f"not used: {found}")
-    problems = (meant.check or check_samples)(whole)
-    for found in problems:
+        every = [] if found.reason.startswith(OTHER_SPLITS) else getattr(found, "every", [])
+        each = [Skipped(name, found.reason) for name in every] or [found]
+        absent += each if found.reason == NOT_THERE else []
+        for one in each:
+            print(f"not used: {one}")
+    problems = absent + (meant.check or check_samples)(whole)
+    for found in problems[len(absent) :]:
         print(f"unusable: {found}")
     parts = ", ".join(f"{len(indices)} {split}" for split, indices in opened.named.items())
     print(f"{len(whole)} images{f' ({parts})' if parts else ''}, {len(whole.classes)} classes")
     if problems:
-        raise UserError(f"{data}: {len(problems)} of {len(whole)} images cannot be used (first: {problems[0]})")
+        raise UserError(
+            f"{data}: {len(problems)} of {len(whole) + len(absent)} images cannot be used (first: {problems[0]})"
+        )

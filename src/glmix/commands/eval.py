@@ -1,6 +1,5 @@
 """`glmix eval`."""
 
-import json as json_module
 from base64 import b64decode
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
@@ -11,7 +10,7 @@ import numpy as np
 
 from glmix.commands.common import check_counts, load_for_images, pick_device, print_skipped, set_grid, set_slots
 from glmix.commands.weak_segment import weak_segment
-from glmix.console import say
+from glmix.console import as_json, say
 from glmix.data.loading import EpochOrder, Prepared, default_workers, make_loader
 from glmix.data.samples import DataSet, Skipped, Source, spread
 from glmix.data.sources import open_data
@@ -153,7 +152,7 @@ def eval(  # noqa: A001  (the command's name)
     if json:
         about = {"images": used, "skipped": [found._asdict() for found in skipped]}
         about |= {"slots": float(np.mean(kept))} if kept else {}
-        print(json_module.dumps(scores | details | about))
+        print(as_json(scores | details | about))
         return
     print(f"{own.describe(scores)} on {used} images" + (f", {np.mean(kept):.1f} slots an image" if kept else ""))
     print_details(details)
@@ -252,7 +251,7 @@ def compared(
     found = difference(both[0].right, both[1].right)
     if report:
         write_comparison(Path(report), found, (both[0], both[1]), source, first.names, checkpoints)
-    print(json_module.dumps(asdict(found)) if json else found)
+    print(as_json(asdict(found)) if json else found)
     if report and not json:
         print(Path(report) / "comparison.html")
 
@@ -282,7 +281,7 @@ def probe(
     }
     counts = {split: len(part.targets) for split, part in found.items()}
     if json:
-        print(json_module.dumps(scores | {"images": counts["val"], "training_images": counts["train"]}))
+        print(as_json(scores | {"images": counts["val"], "training_images": counts["train"]}))
         return
     told = ", ".join(f"{kinds[name][0]} top-1 {value:.2f} %" for name, value in scores.items())
     print(f"{told} on {counts['val']} images, by frozen features of {counts['train']}")

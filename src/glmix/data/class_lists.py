@@ -20,7 +20,10 @@ LISTS = (
     *("codes.txt", "label_colors.txt", "objectinfo150.txt", "labels.json", "classes.json"),
 )
 COLOUR_COLUMNS = (("r", "red"), ("g", "green"), ("b", "blue"))
-VALUE_COLUMNS = ("pixelvalue", "value", "index", "idx", "id", "classid", "label")
+VALUE_COLUMNS = (
+    *("pixelvalue", "value", "index", "idx", "trainid", "id", "classid", "labelid", "categoryid", "code", "number"),
+    *("gray", "grey", "label"),
+)
 NAME_COLUMNS = ("name", "class", "classname", "labelname", "category", "label")
 
 
@@ -168,6 +171,9 @@ def _of_table(where: str, text: str) -> list[Entry]:
     colour = [pick_column(columns, names) for names in COLOUR_COLUMNS]
     if name is None or (len(columns) > 3 and value is None and None in colour):
         raise UserError(f"{where} needs a first line that names its columns, such as name,r,g,b")
+    other = next((c for c in columns if c not in (name, *colour) and all(_whole(row[c]) for row in rows)), None)
+    if value is None and None in colour and other is not None:
+        raise UserError(f"{where}: {other} holds numbers; if they are those in masks, call that column value")
     try:
         return [
             Entry(
@@ -195,6 +201,10 @@ def _of_json(where: str, text: str) -> list[Entry]:
         raise UserError(f"{where} is no list of names, nor of names by number ({error!r})") from error
 
 
+def _whole(text: Any) -> bool:
+    return isinstance(text, str) and text.strip().isdigit()
+
+
 def _of_pair(key: str, value: Any) -> Entry:
     if isinstance(value, str):
         return Entry(value, int(key))
@@ -205,7 +215,11 @@ def _of_item(item: Any) -> Entry:
     if isinstance(item, str):
         return Entry(item)
     name = next(item[key] for key in ("name", "title", "label", "readable") if isinstance(item.get(key), str))
-    value = next((int(item[key]) for key in ("value", "index", "trainId") if key in item), None)
+    column = pick_column([key for key in item if item[key] != name], VALUE_COLUMNS)
+    numbers = [key for key, each in item.items() if isinstance(each, int) and not isinstance(each, bool)]
+    if column is None and numbers:
+        raise ValueError(f"{numbers[0]} of {name} is a number; if it is that in masks, call it value")
+    value = None if column is None else int(item[column])
     colour = item.get("color", item.get("colour"))
     if isinstance(colour, str):
         colour = bytes.fromhex(colour.removeprefix("#"))

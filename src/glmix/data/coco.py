@@ -11,22 +11,29 @@ from urllib.parse import unquote
 from PIL import ExifTags, Image
 
 from glmix.data.folders import Tree
-from glmix.data.naming import one_form, split_word
-from glmix.data.objects import Boxes, Record, Row, Size, data_set, decoded, run_lengths
-from glmix.data.samples import DataSet, LeftOut
+from glmix.data.naming import SPLITS, one_form, split_word, words_of
+from glmix.data.objects import Boxes, Record, Row, Size, data_set, decoded, run_lengths, united
+from glmix.data.samples import NOT_THERE, DataSet, LeftOut
 from glmix.errors import UserError
 
 PARTS = ("images", "annotations", "categories")
 OTHER_KINDS = ("captions", "panoptic", "stuff", "person_keypoints", "image_info")  # of COCO's own files
+UNREADABLE = (TypeError, ValueError, SyntaxError, AttributeError, LookupError, OverflowError)  # what odd JSON raises
 
 
 def annotation_files(tree: Tree) -> list[str]:
     """The files of a folder or tar that hold instances: by their names, or, where none is named so, by what is in them."""
-    files = [n for n in tree.ending_in(".json") if not PurePosixPath(n).name.startswith(OTHER_KINDS)]
+    every = tree.ending_in(".json")
+    files = [n for n in every if not PurePosixPath(n).name.startswith(OTHER_KINDS)]
     telling = [
         n for n in files if PurePosixPath(n).name.startswith("instances") or n.endswith("_annotations.coco.json")
     ]
-    return telling or [n for n in files if _is_coco(tree, n)]
+    if not telling:
+        plain = [n for n in files if _is_coco(tree, n)]
+        return plain or [n for n in every if PurePosixPath(n).name.startswith("person_keypoints") and _is_coco(tree, n)]
+    told = [split for word in map(split_word, telling) for split, words in SPLITS.items() if word in words]
+    lacking = [word for split, words in SPLITS.items() if split not in told for word in words]
+    return telling + [n for n in files if split_word(n) in lacking and _is_coco(tree, n)]
 
 
 def _is_coco(tree: Tree, name: str) -> bool:
@@ -67,17 +74,18 @@ def scan_coco(origin: str, tree: Tree, files: Sequence[str]) -> DataSet:
     paths: list[str] = []
     records: list[Record] = []
     words: list[str] = []
+    unclear: list[str] = []
     for word, content in contents.items():
         where = f"{origin}: {by_word[word]}"
         rows = _rows(where, content, ids[word], classes, boxes, left_out, by_word[word])
-        for path, record in _pictures(where, by_word[word], content, finder, rows, left_out):
+        for path, record in _pictures(where, by_word[word], content, finder, rows, left_out, unclear):
             paths.append(path)
             records.append(record)
             words.append(word)
     boxes.check()
     for place in sorted({p for p in paths if paths.count(p) > 1}) if len(set(paths)) < len(paths) else []:
         raise UserError(f"{origin}: {place} stands for two images of the annotations; each needs a file of its own")
-    return data_set(origin, tree, paths, records, classes, category_ids, words, left_out)
+    return data_set(origin, tree, paths, records, classes, category_ids, words, left_out, unclear)
 
 
 def _read(origin: str, tree: Tree, name: str) -> dict[str, Any]:
@@ -92,13 +100,21 @@ def _read(origin: str, tree: Tree, name: str) -> dict[str, Any]:
 
 
 def _categories(where: str, content: Mapping[str, Any]) -> dict[int, str]:
-    """Names of the categories by their ids."""
+    """Names of the categories by their ids. Of two of one name one without any object is none, as Roboflow's first."""
     found: dict[int, str] = {}
+    numbers = (_whole(each.get("category_id")) for each in content["annotations"] if isinstance(each, dict))
+    used = {number for number in numbers if isinstance(number, int)}
     for category in content["categories"]:
         try:
             number, name = int(category["id"]), one_form(str(category["name"]).strip())
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{where}: category {category} needs an id and a name") from error
+        same = next((i for i, known in found.items() if known == name), number)
+        if same != number and len({same, number} & used) == 1:
+            if number in used:
+                del found[same]
+            else:
+                continue
         if number in found or name in found.values():
             other = number if number in found else next(i for i, known in found.items() if known == name)
             raise UserError(f"{where}: categories {other} and {number} have the same {'id' if number in found else 'name'}"
@@ -117,13 +133,17 @@ def _rows(
     file: str,
 ) -> dict[Any, list[Row]]:
     """The objects of each image, by its id."""
-    sizes = {image.get("id"): _size(image) for image in content["images"] if isinstance(image, dict)}
+    for part in ("images", "annotations"):
+        for place, each in enumerate(content[part]):
+            if not isinstance(each, dict) or isinstance(each.get("id"), (list, dict)):
+                raise UserError(f"{where}: number {place} of {part} is {json.dumps(each)[:60]}, not one of COCO's form")
+    sizes = {image.get("id"): _size(image) for image in content["images"]}
     index = {name: i for i, name in enumerate(classes)}
     found: dict[Any, list[Row]] = defaultdict(list)
     for annotation in content["annotations"]:
         name = f"{file}: annotation {annotation.get('id')}"
         image = annotation.get("image_id")
-        if image not in sizes:
+        if isinstance(image, (list, dict)) or image not in sizes:
             left_out.add("of an image that is not in the file", name)
             continue
         label = ids.get(_whole(annotation.get("category_id")))
@@ -137,9 +157,13 @@ def _rows(
                 f"{where}: annotation {annotation.get('id')} is of class {label!r}, which the training file does not "
                 f"have; it has {', '.join(classes[:5])}{' …' if len(classes) > 5 else ''}"
             )
-        segmentation, problem = segmentation_of(annotation.get("segmentation"), sizes[image])
+        try:
+            segmentation, problem = segmentation_of(annotation.get("segmentation"), sizes[image])
+        except UNREADABLE:
+            segmentation, problem = None, "mask that cannot be read"
         if problem:
             left_out.add(problem, name)
+        if problem and problem != TOO_FEW:
             continue
         box = annotation.get("bbox")
         if box is None and isinstance(segmentation, list):
@@ -151,9 +175,11 @@ def _rows(
             corners = _corners(box)
         usable = boxes.usable(corners, sizes[image] or (10**9, 10**9), name)
         if usable is not None:
+            if isinstance(segmentation, list) and box is not None:
+                boxes.compare(usable, segmentation, name)
             area = annotation.get("area")
             known = float(area) if isinstance(area, (int, float)) and area > 0 else None
-            crowd = bool(_whole(annotation.get("iscrowd") or 0))
+            crowd = str(annotation.get("iscrowd") or 0).strip().lower() not in ("0", "0.0", "false", "")
             found[image].append(Row(index[label], usable, crowd, known, segmentation, annotation.get("id")))
     return found
 
@@ -184,10 +210,14 @@ def _size(image: Mapping[str, Any]) -> Size | None:
     return (height, width) if isinstance(height, int) and isinstance(width, int) and height > 0 < width else None
 
 
+TOO_FEW = "polygon of fewer than three points, so that its box alone is kept"
+
+
 def segmentation_of(given: Any, size: Size | None) -> tuple[Any, str]:
     """Polygons of three points or more, or run lengths as lists or texts; and what is wrong with it, if anything.
 
-    Run lengths come as counts, as text, and as the text of Python's bytes.
+    Run lengths come as counts, as text, and as the text of Python's bytes, those of several parts in a list; points of
+    polygons one after the other or in pairs.
     """
     if isinstance(given, dict):
         counts = given.get("counts")
@@ -195,22 +225,27 @@ def segmentation_of(given: Any, size: Size | None) -> tuple[Any, str]:
             counts = ast.literal_eval(counts).decode()
         if not isinstance(counts, (str, list)) or not given.get("size"):
             return None, "mask without counts and size"
-        shape = tuple(given["size"])
+        shape = tuple(int(side) for side in given["size"])
         if size and shape != size:
             return None, "mask of another size than its image"
         total = sum(counts) if isinstance(counts, list) else sum(run_counts(counts))
         if total != shape[0] * shape[1] or (isinstance(counts, list) and min(counts, default=0) < 0):
             return None, "mask whose run lengths do not fill its image"
         return {"size": list(shape), "counts": counts}, ""
+    if isinstance(given, list) and given and isinstance(given[0], dict):
+        parts = [segmentation_of(part, size) for part in given]
+        problem = next((problem for _, problem in parts if problem), "")
+        return (None, problem) if problem else (united([part for part, _ in parts]), "")
     if isinstance(given, list) and given:
         polygons = given if isinstance(given[0], (list, tuple)) else [given]
+        polygons = [[c for point in p for c in point] if p and isinstance(p[0], (list, tuple)) else p for p in polygons]
         try:
             usable = [[float(c) for c in polygon] for polygon in polygons if len(polygon) >= 6]
         except (TypeError, ValueError):
             return None, "polygon that is not numbers"
         if any(len(polygon) % 2 or not all(abs(c) < 1e9 for c in polygon) for polygon in usable):
             return None, "polygon that is not pairs of numbers"
-        return usable or None, ""
+        return usable or None, "" if usable else TOO_FEW
     return None, ""
 
 
@@ -236,6 +271,7 @@ def _pictures(
     finder: "Finder",
     rows: Mapping[Any, list[Row]],
     left_out: LeftOut,
+    unclear: list[str],
 ) -> list[tuple[str, Record]]:
     """The picture of each image, and its objects; those that are missing are left out."""
     found: list[tuple[str, Record]] = []
@@ -249,13 +285,14 @@ def _pictures(
         seen[number] = name
         path = finder.find(str(name), file)
         if path is None:
-            left_out.add("picture that is not there", f"{name} (image {number})")
+            left_out.add(NOT_THERE, f"{name} (image {number})")
             continue
         size = _size(image)
         if size is None and rows.get(number):
             size = finder.size(path)
             if size is None:
                 left_out.add("turned by EXIF, and nothing tells whether its annotations are", path)
+                unclear.append(path)
                 continue
         found.append((path, Record(size, rows.get(number, []))))
     if 2 * len(found) < len(content["images"]):
@@ -266,6 +303,9 @@ def _pictures(
     return found
 
 
+NO_PICTURES = {"masks", "mask", "segmentationclass", "segmentationobject", "segmentation", "thumbs", "thumbnails"}
+
+
 class Finder:
     """Finds the files of a folder or tar by names that may be written otherwise."""
 
@@ -273,7 +313,10 @@ class Finder:
         self.tree = tree
         self.by_name: dict[str, list[str]] = defaultdict(list)
         for path in tree.files:
-            self.by_name[_plain(path).rpartition("/")[2]].append(path)
+            plain = _plain(path).rpartition("/")[2]
+            for name in dict.fromkeys((plain, unquote(plain))):
+                self.by_name[name].append(path)
+        self.folders = {part for path in tree.files for part in _plain(path).split("/")[:-1]}
 
     def find(self, name: str, beside: str) -> str | None:
         """The file that `name` means, of the likeliest place by the split of the file `beside`.
@@ -284,6 +327,7 @@ class Finder:
         given = name.replace("\\", "/")
         for wanted in dict.fromkeys((given, unquote(given))):
             candidates = self.by_name.get(_plain(wanted).rpartition("/")[2], [])
+            candidates = [path for path in candidates if not self._elsewhere(path, wanted)]
             if not candidates:
                 continue
             ranks = {path: self._likeness(path, wanted, beside) for path in candidates}
@@ -294,8 +338,18 @@ class Finder:
             return likeliest[0]
         return None
 
-    def _likeness(self, path: str, wanted: str, beside: str) -> tuple[int, bool, bool, int]:
-        """How much of the wanted path is there; then the same letters, the same split, and nearness to `beside`."""
+    def _elsewhere(self, path: str, wanted: str) -> bool:
+        """Whether the wanted path says another place: a folder that is there, or another split."""
+        parts, asked = _plain(path).split("/"), _plain(wanted).strip("/").split("/")
+        if len(asked) < 2 or (len(parts) > 1 and parts[-2] == asked[-2]):
+            return False
+        word, other = split_word("/".join(asked[:-1])), split_word("/".join(parts[:-1]))
+        return (asked[-2] in self.folders and not set(parts) >= set(asked[:-1])) or bool(
+            word and other and word != other
+        )
+
+    def _likeness(self, path: str, wanted: str, beside: str) -> tuple[int, bool, bool, bool, int]:
+        """How much of the wanted path is there; then no folder of masks, the same letters and split, and nearness."""
         parts, asked = _plain(path).split("/"), _plain(wanted).strip("/").split("/")
         shared = next(
             (i for i, (a, b) in enumerate(zip(parts[::-1], asked[::-1])) if a != b), min(len(parts), len(asked))
@@ -303,7 +357,8 @@ class Finder:
         near = len(PurePosixPath(path).parent.parts)
         folders, others = PurePosixPath(path).parent.parts, PurePosixPath(beside).parent.parts
         common = next((i for i, (a, b) in enumerate(zip(folders, others)) if a != b), min(len(folders), len(others)))
-        return shared, path.endswith(wanted), split_word(path) == split_word(beside), common * 100 - near
+        masks = any(NO_PICTURES & set(words_of(folder)) for folder in folders)
+        return shared, not masks, path.endswith(wanted), split_word(path) == split_word(beside), common * 100 - near
 
     def size(self, path: str) -> Size | None:
         """Of a picture whose annotations do not tell it: its own, unless it is turned by EXIF."""

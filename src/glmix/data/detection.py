@@ -36,7 +36,11 @@ def open_objects(data: str | Path) -> DataSet:
     if path.is_file() and path.suffix.lower() in (".json", ".yaml", ".yml"):
         root = path.parent.parent if path.parent.name.lower() == "annotations" else path.parent
         inside = str(path.relative_to(root))
-        return scan_coco(name, walk(root), [inside]) if path.suffix == ".json" else scan_yolo(name, walk(root), inside)
+        return (
+            scan_coco(name, walk(root), [inside])
+            if path.suffix.lower() == ".json"
+            else scan_yolo(name, walk(root), inside)
+        )
     tree = walk(path) if path.is_dir() else read_tar(path)
     coco = annotation_files(tree) if form in ("", "coco:") else []
     if coco:

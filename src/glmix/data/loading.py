@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from glmix.data.images import BadImage
 from glmix.data.samples import Sample, Skipped, Source
 
+FILLED = 32  # pixels: images of a batch are filled up to multiples of the network's stride
 TRIES = 1000  # images tried in place of an unusable one: a damaged folder is passed over, vanished data is not walked
 
 Item = tuple[Sample | None, list[Skipped]]  # of tensors; None where the image cannot be used
@@ -123,7 +124,7 @@ def stack(items: list[Item]) -> Batch:
     return Batch(images, _stacked([s.target for s in samples]), skipped, [s.name for s in samples])
 
 
-def padded(items: list[Item], multiple: int = 32) -> Batch:
+def padded(items: list[Item], multiple: int = FILLED) -> Batch:
     """A batch of images of any sizes, filled with zeros to the right and below; the targets stay a list."""
     skipped = [found for _, names in items for found in names]
     samples = [sample for sample, _ in items if sample is not None]

@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, ImageOps
 from glmix.data.class_lists import IGNORED, ClassList, Entry, class_list
 from glmix.data.folders import Tree, read_tar, walk
 from glmix.data.images import OPENED, BadImage, no_pixel_limit
-from glmix.data.naming import one_form, plain_split, split_word
+from glmix.data.naming import named_in_list, plain_split, plain_stem, split_word
 from glmix.data.pairs import Pair, common_folders, pair_up
 from glmix.data.samples import DataSet, LeftOut, Pictures, Source, in_splits, spread
 from glmix.data.scenes import CLASSES, SCENES, SceneSet, scan_scenes, scene_split
@@ -122,6 +122,8 @@ def _without_alpha(image: Image.Image, name: str) -> Image.Image:
         Refused: it is partly transparent, or has colours where nothing can be seen.
     """
     alpha = np.asarray(image.getchannel("A"))
+    if image.mode != "PA" and len(np.unique(alpha)) > 1 and not np.asarray(image)[..., :-1].any():
+        raise Refused(name, "a mask that says nothing but by its alpha channel; save that as grey")
     if ((alpha > 0) & (alpha < 255)).any():
         raise Refused(name, "a mask that is partly transparent, so its edges are mixed; export it without smoothing")
     plain = image.convert({"RGBA": "RGB", "LA": "L", "PA": "RGB"}[image.mode])
@@ -492,13 +494,14 @@ def _split_words(origin: str, tree: Tree, pairs: Sequence[Pair]) -> list[str]:
     if any(words):
         return words
     lists = {}
+    stems = [plain_stem(pair.picture) for pair in pairs]
     for name in tree.ending_in(".txt"):
         word = plain_split(PurePosixPath(name).stem)
         if word:
             opened = tree.opened(name)
             text = (opened.read_bytes() if isinstance(opened, Path) else opened.read()).decode(errors="replace")
-            stems = {_stem(line.split()[0]) for line in text.splitlines() if line.strip()}
-            found = [i for i, pair in enumerate(pairs) if _stem(pair.picture) in stems]
+            listed = {named_in_list(line, stems) for line in text.splitlines() if line.strip()}
+            found = [i for i, stem in enumerate(stems) if stem in listed]
             if found and (word not in lists or "segmentation" in name.lower()):
                 lists[word] = (name, found)
     for word, (name, found) in lists.items():
@@ -511,9 +514,3 @@ def _split_words(origin: str, tree: Tree, pairs: Sequence[Pair]) -> list[str]:
     if lists and not {"train", "training"} & set(lists):  # a list of what is held out is enough
         words = [word or "train" for word in words]
     return words
-
-
-def _stem(path: str) -> str:
-    """A picture's name in a list, with or without folders and ending, made comparable."""
-    name = path.replace("\\", "/").rpartition("/")[2]
-    return one_form(re.sub(r"\.(jpe?g|png|bmp|tiff?|webp)$", "", name, flags=re.IGNORECASE)).lower()

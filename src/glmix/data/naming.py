@@ -3,7 +3,7 @@
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -102,6 +102,17 @@ def words_of(text: str) -> list[str]:
 def split_word(text: str) -> str:
     """The last word in a path or name that means a split, as "val" in "shards/in1k-val-003.tar"; "" if none does."""
     return next((word for word in reversed(words_of(text)) if word in SPLIT_WORDS), "")
+
+
+def plain_stem(path: str) -> str:
+    """The name of a picture or XML file, with or without folders and ending, made comparable."""
+    name = path.replace("\\", "/").rpartition("/")[2]
+    return one_form(re.sub(r"\.(jpe?g|png|bmp|tiff?|webp|xml)$", "", name, flags=re.IGNORECASE)).lower()
+
+
+def named_in_list(line: str, stems: Container[str]) -> str:
+    """Which of `stems`, as `plain_stem` has them, a line of a list names: by all of it, or by its first word; "" if none."""
+    return next((stem for text in (line.strip(), line.split()[0]) if (stem := plain_stem(text)) in stems), "")
 
 
 def plain_split(text: str) -> str:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from glmix.data.folders import Tree
 from glmix.data.images import READABLE, BadImage, full_size
-from glmix.data.samples import DataSet, LeftOut, Sample, Source, in_splits
+from glmix.data.samples import DataSet, LeftOut, Sample, Skipped, Source, in_splits
 from glmix.errors import UserError, needs
 
 REACH = 2.0  # pixels: how far a box may reach outside its picture without a word
@@ -227,6 +227,12 @@ def run_lengths(segmentation: Any, size: Size) -> dict[str, Any]:
     return segmentation | {"counts": segmentation["counts"].encode()}
 
 
+def united(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Run lengths of a mask in several parts, each as run lengths of the same size, as JSON can hold them."""
+    runs = _library().merge([run_lengths(part, part["size"]) for part in parts])
+    return {"size": list(map(int, runs["size"])), "counts": runs["counts"].decode()}
+
+
 def decoded(runs: dict[str, Any]) -> NDArray[np.uint8]:
     """The mask (H, W) of run lengths."""
     return _library().decode(runs)
@@ -251,8 +257,8 @@ class Boxes:
 
     def __init__(self, origin: str, left_out: LeftOut) -> None:
         self.origin, self.left_out = origin, left_out
-        self.count = self.straying = 0
-        self.first = ""
+        self.count = self.straying = self.tiny = self.apart = self.with_mask = 0
+        self.first = self.first_apart = ""
 
     def usable(self, box: Sequence[Any], size: Size | None, name: str) -> list[float] | None:
         """A box x0, y0, x1, y1 cut to its picture (to shares of 1 without `size`); None where nothing of it is left."""
@@ -268,6 +274,7 @@ class Boxes:
         if x1 <= x0 or y1 <= y0:
             self.left_out.add("box without area", name)
             return None
+        self.tiny += bool(size) and max(map(abs, numbers)) <= 1 < min(size or (0,))
         height, width = size or (1, 1)
         cut = [max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))]
         outside = max(abs(a - b) for a, b in zip(numbers, cut, strict=True))
@@ -282,12 +289,33 @@ class Boxes:
             self.left_out.add("box that reaches outside its picture, cut to it", name)
         return cut
 
+    def compare(self, box: Sequence[float], polygons: Sequence[Sequence[float]], name: str) -> None:
+        """Note whether a box is that of its polygons, at an IoU of a half."""
+        xs, ys = ([c for polygon in polygons for c in polygon[axis::2]] for axis in (0, 1))
+        other = [min(xs), min(ys), max(xs), max(ys)]
+        across, down = (min(box[i + 2], other[i + 2]) - max(box[i], other[i]) for i in (0, 1))
+        shared = max(across, 0) * max(down, 0)
+        whole = sum((b[2] - b[0]) * (b[3] - b[1]) for b in (box, other)) - shared
+        self.with_mask += 1
+        if shared < whole / 2:
+            self.apart += 1
+            self.first_apart = self.first_apart or name
+
     def check(self) -> None:
-        """Raise a UserError where so many boxes lie outside that they cannot be what they are taken for."""
+        """Raise a UserError where so many boxes look odd that they cannot be what they are taken for."""
+        if self.count and self.tiny == self.count:
+            raise UserError(
+                f"{self.origin}: all {self.count} boxes lie within a pixel; are they in shares of the sides?"
+            )
         if self.straying > max(1, STRAYING * self.count):
             raise UserError(
                 f"{self.origin}: {self.straying} of {self.count} boxes reach outside their pictures (first: {self.first}); "
                 "are they of another form, or of pictures of another size?"
+            )
+        if self.apart > max(1, STRAYING * self.with_mask):
+            raise UserError(
+                f"{self.origin}: {self.apart} of {self.with_mask} boxes are not those of their polygons (first: "
+                f"{self.first_apart}); are they corners, where x, y, width and height are meant?"
             )
 
 
@@ -300,13 +328,16 @@ def data_set(
     category_ids: list[int],
     words: Sequence[str],
     left_out: LeftOut,
+    spoken_of: Iterable[str] = (),
 ) -> DataSet:
     """The data set of these pictures, whose splits are told by the words of each ("" for none).
+
+    Pictures that were left out in spite of their annotations are `spoken_of`: not said to be without any.
 
     Raises:
         UserError: there are no pictures, or no objects to learn.
     """
-    used = set(paths)
+    used = set(paths) | set(spoken_of)
     folders = {path.rpartition("/")[0] for path in paths}
     for name in tree.files:
         if name.lower().endswith(READABLE) and name not in used and name.rpartition("/")[0] in folders:
@@ -316,5 +347,11 @@ def data_set(
     learned = found.named.get("train", range(len(found.whole)))
     if learned and all(row.crowd for i in learned for row in found.whole.targets[i].rows):
         more = f"; left out {found.left_out[0]}" if found.left_out else ""
-        raise UserError(f"{origin}: {len(learned)} training images without any object{more}")
+        kind = "training images" if "train" in found.named else "images"
+        raise UserError(f"{origin}: {len(learned)} {kind} without any object{more}")
+    held_out = found.named.get("val", [])
+    if held_out and not any(found.whole.targets[i].rows for i in held_out):
+        found.left_out.append(
+            Skipped(f"all {len(held_out)} images of val", "have no object, so there is nothing to measure")
+        )
     return found

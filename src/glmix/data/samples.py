@@ -23,10 +23,20 @@ class Skipped(NamedTuple):
         return f"{self.name}: {self.reason}"
 
 
+NOT_THERE = "picture that is not there"
+OTHER_SPLITS = "of no split that is used"
+
+
+class Group(Skipped):
+    """All that is not used for one reason, the first few named; `every` has the names of many more."""
+
+    every: list[str]
+
+
 class LeftOut:
     """Collects what is not used: counted by reason, and only the first few named, however many there are."""
 
-    NAMED, REASONS = 3, 20
+    NAMED, KEPT, REASONS = 3, 10_000, 20
 
     def __init__(self) -> None:
         self._names: dict[str, list[str]] = {}
@@ -37,16 +47,18 @@ class LeftOut:
             reason = "left out for other reasons"
         self._counts[reason] += count
         names = self._names.setdefault(reason, [])
-        if len(names) < self.NAMED:
+        if len(names) < self.KEPT:
             names.append(name)
 
     def listed(self) -> list[Skipped]:
-        """One entry for each reason."""
-        more = {reason: count - len(self._names[reason]) for reason, count in self._counts.items()}
-        return [
-            Skipped(", ".join(names) + (f" and {more[reason]} more" if more[reason] > 0 else ""), reason)
-            for reason, names in self._names.items()
-        ]
+        """One `Group` for each reason."""
+        found: list[Skipped] = []
+        for reason, names in self._names.items():
+            more = self._counts[reason] - min(len(names), self.NAMED)
+            group = Group(", ".join(names[: self.NAMED]) + (f" and {more} more" if more > 0 else ""), reason)
+            group.every = names
+            found.append(group)
+        return found
 
 
 class Sample(NamedTuple):
@@ -332,7 +344,7 @@ def in_splits(
     used = set().union(*named.values())
     for i, name in enumerate(whole.files if named else []):
         if i not in used:
-            left_out.add(f"of no split that is used, beside {' and '.join(named)}", name)
+            left_out.add(f"{OTHER_SPLITS}, beside {' and '.join(named)}", name)
     if len(named) == 1:
         whole, named = whole.take(*named.values()), {}
     return DataSet(origin, whole, named, left_out.listed(), least_classes)

@@ -6,9 +6,9 @@ from xml.etree import ElementTree
 from glmix.data.coco import Finder
 from glmix.data.folders import Tree
 from glmix.data.images import READABLE
-from glmix.data.naming import SPLIT_WORDS, one_form, split_word
+from glmix.data.naming import SPLIT_WORDS, SPLITS, named_in_list, one_form, plain_stem, split_word
 from glmix.data.objects import Boxes, Record, Row, Size, data_set
-from glmix.data.samples import DataSet, LeftOut
+from glmix.data.samples import NOT_THERE, DataSet, LeftOut
 from glmix.errors import UserError
 
 
@@ -22,41 +22,44 @@ def scan_voc(origin: str, tree: Tree, files: list[str]) -> DataSet:
         UserError: a file that is no XML of VOC's form; names it.
     """
     left_out = LeftOut()
-    splits = _splits(tree)
+    splits = _splits(origin, tree, files, left_out)
     finder, boxes = Finder(tree), Boxes(origin, left_out)
-    found: list[tuple[str, str, ElementTree.Element]] = []
+    found: list[tuple[str, str, ElementTree.Element, Size]] = []
     for name in files:
         root = _parsed(origin, tree, name)
         if root is None:
             continue
         path = _picture(root, name, finder)
         if path is None:
-            left_out.add("picture that is not there", f"{root.findtext('filename') or '?'} ({name})")
+            left_out.add(NOT_THERE, f"{root.findtext('filename') or '?'} ({name})")
             continue
-        found.append((name, path, root))
+        size = _size(root) or finder.size(path)
+        if size is None:
+            left_out.add("turned by EXIF, and nothing tells whether its annotations are", path)
+            continue
+        found.append((name, path, root, size))
     if not found:
         raise UserError(f"{origin}: none of {len(files)} XML files has its picture there (first: {files[0]})")
-    objects = [(name, root.findall("object")) for name, _, root in found]
+    objects = [(name, root.findall("object")) for name, _, root, _ in found]
     classes = sorted({_name(origin, file, each) for file, parts in objects for each in parts})
     index = {name: i for i, name in enumerate(classes)}
     first = 1 if all(side >= 1 for file, parts in objects for each in parts for side in _sides(each)[:2]) else 0
     records: list[Record] = []
-    for name, _, root in found:
-        size, rows = _size(root), []
+    for name, _, root, size in found:
+        rows = []
         for number, each in enumerate(root.findall("object"), 1):
             where = f"{name}: object {number}"
             sides = _sides(each)
             corners = [sides[0] - first, sides[1] - first, *sides[2:]] if len(sides) == 4 else []
-            usable = boxes.usable(corners, size or (10**9, 10**9), where)
+            usable = boxes.usable(corners, size, where)
             if usable is not None:
                 crowd = (each.findtext("difficult") or "0").strip() not in ("0", "false", "False", "")
                 rows.append(Row(index[_name(origin, name, each)], usable, crowd, id=number))
         records.append(Record(size, rows))
     boxes.check()
-    paths = [path for _, path, _ in found]
+    paths = [path for _, path, _, _ in found]
     words = [
-        splits.get(PurePosixPath(n).stem, "" if splits else split_word(str(PurePosixPath(n).parent)))
-        for n, _, _ in found
+        splits.get(plain_stem(n), "") if splits else split_word(str(PurePosixPath(n).parent)) for n, _, _, _ in found
     ]
     return data_set(origin, tree, paths, records, classes, list(range(1, len(classes) + 1)), words, left_out)
 
@@ -106,13 +109,28 @@ def _size(root: ElementTree.Element) -> Size | None:
     return (height, width) if height > 0 < width else None
 
 
-def _splits(tree: Tree) -> dict[str, str]:
-    """The split's word of each picture's stem, by the lists in ImageSets/Main."""
+def _splits(origin: str, tree: Tree, files: list[str], left_out: LeftOut) -> dict[str, str]:
+    """The split's word of each picture, by the lists in ImageSets/Main; keys are as `plain_stem` has them.
+
+    Raises:
+        UserError: a picture is in two lists, or all that they name is not there.
+    """
+    stems = {plain_stem(name) for name in files}
     found: dict[str, str] = {}
+    unknown = ""
     for name in tree.ending_in(".txt"):
-        path = PurePosixPath(name)
-        if path.parent.name == "Main" and path.stem.lower() in SPLIT_WORDS:
-            for line in tree.read(name).decode("utf-8-sig").splitlines():
-                if line.strip():
-                    found[PurePosixPath(line.split()[0]).stem] = path.stem.lower()
+        path, word = PurePosixPath(name), PurePosixPath(name).stem.lower()
+        if path.parent.name != "Main" or word not in SPLIT_WORDS:
+            continue
+        for line in tree.read(name).decode("utf-8-sig", errors="replace").splitlines():
+            stem = named_in_list(line, stems) if line.strip() else ""
+            if line.strip() and not stem:
+                left_out.add("in a list of a split, but not there", f"{line.strip()} ({name})")
+                unknown = unknown or f"{line.strip()} of {name}"
+            elif stem and (found.setdefault(stem, word) in SPLITS["train"]) != (word in SPLITS["train"]):
+                raise UserError(
+                    f"{origin}: {stem} is in the lists of {found[stem]} and {word}; leave it in one of them"
+                )
+    if unknown and not found:
+        raise UserError(f"{origin}: nothing that the lists of splits name is there (first: {unknown})")
     return found

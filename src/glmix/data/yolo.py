@@ -14,6 +14,7 @@ from glmix.data.objects import Boxes, Record, Row, data_set
 from glmix.data.samples import DataSet, LeftOut
 from glmix.errors import UserError
 
+NO_LABELS = {"classes", "labels", "obj", "readme", "notes", "train", "val", "valid", "test"}  # text files beside labels
 SPLITS = {"train": "train", "val": "val", "valid": "val", "test": "test"}  # keys of data.yaml
 
 
@@ -22,7 +23,7 @@ def description_file(tree: Tree) -> str | None:
     for name in sorted(tree.ending_in(".yaml", ".yml"), key=lambda n: (n.count("/"), n)):
         try:
             content = yaml.safe_load(_text(tree, name))
-        except (yaml.YAMLError, UnicodeDecodeError):
+        except (yaml.YAMLError, UserError):
             continue
         if isinstance(content, dict) and ("names" in content or "nc" in content) and set(SPLITS) & set(content):
             return name
@@ -39,6 +40,9 @@ def scan_yolo(origin: str, tree: Tree, file: str) -> DataSet:
     """
     content = yaml.safe_load(_text(tree, file))
     classes, ids = _classes(f"{origin}: {file}", content)
+    points = _points(f"{origin}: {file}", content)
+    written = {one_form(name).lower(): name for name in tree.ending_in(".txt")}
+    spoken: set[str] = set()
     left_out = LeftOut()
     boxes = Boxes(origin, left_out)
     paths: list[str] = []
@@ -48,20 +52,30 @@ def scan_yolo(origin: str, tree: Tree, file: str) -> DataSet:
         for path in _pictures(origin, tree, file, content, key):
             if path in paths[-1:] or word == "test":
                 continue
-            labels = _labels_of(path)
-            rows = list(_rows(origin, tree, labels, ids, boxes)) if labels in tree.folders_and_files else []
+            labels = written.get(one_form(_labels_of(path)).lower())
+            rows = list(_rows(origin, tree, labels, ids, boxes, points)) if labels else []
+            spoken.update([labels] if labels else [])
             paths.append(path)
             records.append(Record(None, rows))
             words.append(word)
     if len(set(paths)) < len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
         raise UserError(f"{origin}: {twice} is named twice, perhaps in two splits; {file} must name each picture once")
+    folders = {labels.rpartition("/")[0] for labels in spoken} | {_labels_of(p).rpartition("/")[0] for p in paths}
+    tested = {one_form(_labels_of(path)).lower() for path in _pictures(origin, tree, file, content, "test")}
+    for plain, name in written.items():
+        beside = name.rpartition("/")[0] in folders and PurePosixPath(name).stem.lower() not in NO_LABELS
+        if beside and name not in spoken and plain not in tested:
+            left_out.add("labels without a picture", name)
     boxes.check()
     return data_set(origin, tree, paths, records, classes, list(ids), words, left_out)
 
 
 def _text(tree: Tree, name: str) -> str:
-    return tree.read(name).decode("utf-8-sig")
+    try:
+        return tree.read(name).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} cannot be read as text ({error})") from error
 
 
 def _classes(where: str, content: dict[str, Any]) -> tuple[list[str], dict[int, int]]:
@@ -71,7 +85,13 @@ def _classes(where: str, content: dict[str, Any]) -> tuple[list[str], dict[int, 
     if not numbered:
         raise UserError(f"{where}: names no classes")
     numbers = sorted(numbered)
-    return [one_form(str(numbered[n])) for n in numbers], {number: i for i, number in enumerate(numbers)}
+    told = [one_form(str(numbered[n])) for n in numbers]
+    twice = next((name for name in told if told.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{where}: two classes are called {twice}; correct one of them")
+    if isinstance(content.get("nc"), int) and content["nc"] != len(numbers):
+        raise UserError(f"{where}: nc is {content['nc']}, and {len(numbers)} classes have names; correct one of them")
+    return told, {number: i for i, number in enumerate(numbers)}
 
 
 def _pictures(origin: str, tree: Tree, file: str, content: dict[str, Any], key: str) -> Iterator[str]:
@@ -84,7 +104,7 @@ def _pictures(origin: str, tree: Tree, file: str, content: dict[str, Any], key: 
                 return
             raise UserError(f"{origin}: {file} names {key}: {each}, which is not there")
         if place.lower().endswith(".txt"):
-            for line in _text(tree, place).split():
+            for line in filter(None, map(str.strip, _text(tree, place).splitlines())):
                 found = _place(tree, place, str(content.get("path") or ""), line)
                 if found is None:
                     raise UserError(f"{origin}: {place} names {line}, which is not there")
@@ -117,7 +137,16 @@ def _labels_of(path: str) -> str:
     return str(PurePosixPath(where).with_suffix(".txt"))[1:]
 
 
-def _rows(origin: str, tree: Tree, file: str, ids: dict[int, int], boxes: Boxes) -> Iterator[Row]:
+def _points(where: str, content: dict[str, Any]) -> int:
+    """How many numbers of key points follow the box in every line; 0 for none."""
+    shape = content.get("kpt_shape")
+    try:
+        return int(shape[0]) * int(shape[1]) if shape else 0
+    except (TypeError, ValueError, LookupError) as error:
+        raise UserError(f"{where}: kpt_shape is {shape}, not [points, 2 or 3]") from error
+
+
+def _rows(origin: str, tree: Tree, file: str, ids: dict[int, int], boxes: Boxes, points: int) -> Iterator[Row]:
     for number, line in enumerate(_text(tree, file).splitlines(), 1):
         where, words = f"{file}: line {number}", line.split()
         if not words:
@@ -128,6 +157,12 @@ def _rows(origin: str, tree: Tree, file: str, ids: dict[int, int], boxes: Boxes)
             raise UserError(f"{origin}: {where} is not numbers") from error
         if kind not in ids:
             raise UserError(f"{origin}: {where} has class {words[0]}; data.yaml lists {len(ids)}, from {min(ids)}")
+        if points and len(shares) == 4 + points:  # of key points the boxes alone are read
+            shares = shares[:4]
+        elif points:
+            raise UserError(
+                f"{origin}: {where} has {len(shares)} numbers behind the class; by kpt_shape it has {4 + points}"
+            )
         if len(shares) == 4:
             x, y, width, height = shares
             corners, polygons = [x - width / 2, y - height / 2, x + width / 2, y + height / 2], None

@@ -1,7 +1,7 @@
 """Detection: boxes of objects, and with Mask R-CNN their masks."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
 from io import StringIO
@@ -19,14 +19,14 @@ from torchvision.transforms import InterpolationMode, v2
 from glmix.data.check import check_samples
 from glmix.data.detection import open_objects
 from glmix.data.images import full_size
-from glmix.data.loading import Batch, Transform, padded
+from glmix.data.loading import FILLED, Batch, Transform, padded
 from glmix.data.objects import Objects, ObjectSource, area_of, decoded, encoded, run_lengths
 from glmix.data.prepare import Preparation
 from glmix.data.samples import Sample, Source
 from glmix.errors import UserError, needs
 from glmix.models import build, config_of
 from glmix.models.description import Description
-from glmix.models.heads.detect import DETECTIONS
+from glmix.models.heads.detect import DETECTIONS, GROUPS
 from glmix.ranges import NonNegativeFloat, Share
 from glmix.tasks.dense import DenseOptions, start
 from glmix.tasks.pictures import outlined
@@ -81,6 +81,10 @@ class DetectOptions(DenseOptions):
             raise ValueError(f"image_size {list(self.image_size)}: the shorter side first")
         if self.anchors and (len(self.anchors) != 5 or min(self.anchors) < 1):
             raise ValueError(f"anchors {self.anchors}: five sides in pixels, such as [32, 64, 128, 256, 512]")
+        if self.box_head == "v2" and self.head_channels and self.head_channels % min(GROUPS, self.head_channels):
+            raise ValueError(
+                f"head_channels {self.head_channels}: a multiple of {GROUPS} with box_head v2, whose norms have so many groups"
+            )
         jitter = self.large_scale_jitter
         if jitter and (len(jitter) != 2 or not 0 < jitter[0] <= jitter[1]):
             raise ValueError(f"large_scale_jitter {jitter}: the least and the largest factor, such as [0.1, 2.0]")
@@ -217,12 +221,25 @@ def with_whole_masks(batch: Batch) -> list[dict[str, Tensor]]:
 
 
 def forward(model: nn.Module, batch: Batch) -> list[dict[str, Tensor]]:
-    """What is found in each image, its boxes in pixels of the picture as it was before it was prepared."""
-    found = model(batch.images.contiguous(memory_format=torch.channels_last), batch.sizes)
+    """What is found in each image, its boxes in pixels of the picture as it was before it was prepared.
+
+    Images of other sizes than the first are seen one at a time: with what they are filled up by, slots would change.
+    """
+    found: list[dict[str, Tensor]] = []
+    alike = len(set(batch.sizes)) == 1
+    for images, sizes in [(batch.images, batch.sizes)] if alike else alone(batch):
+        found += model(images.contiguous(memory_format=torch.channels_last), sizes)
     for each, seen, target in zip(found, batch.sizes, batch.targets, strict=True):
         factors = [whole / part for whole, part in zip(target["size"], seen, strict=True)]
         each["boxes"] = each["boxes"] * each["boxes"].new_tensor([*factors[::-1], *factors[::-1]])
     return found
+
+
+def alone(batch: Batch) -> Iterator[tuple[Tensor, list[tuple[int, int]]]]:
+    """Each image of a batch (1, C, H, W), filled up as it would be by itself, and its size."""
+    for image, size in zip(batch.images, batch.sizes, strict=True):
+        height, width = (-(-side // FILLED) * FILLED for side in size)
+        yield image[None, :, :height, :width], [size]
 
 
 def align(source: Source, description: Description, data: str) -> Source:
@@ -257,9 +274,12 @@ class CocoNumbers(nn.Module):
             segmentations = [
                 run_lengths(s, objects.size) if masks and s is not None else None for s in objects.segmentations
             ]
+            bare = [s is None and masks for s in segmentations]
             wanted = _rows(objects.boxes, objects.labels, segmentations, area=objects.areas, iscrowd=objects.crowd)
             seen = _rows(found["boxes"], found["labels"], pasted(found, objects.size), score=found["scores"])
-            about = {"name": target["name"], "size": objects.size, "masks": masks and None not in segmentations}
+            for row, without in zip(wanted, bare, strict=True):
+                row["bare"] = without
+            about = {"name": target["name"], "size": objects.size, "masks": masks}
             self.seen.append(about | {"wanted": wanted, "found": seen})
 
     def reset(self) -> None:
@@ -319,7 +339,11 @@ def pasted(found: dict[str, Tensor], size: tuple[int, int]) -> list[dict[str, An
 
 
 def measure(images: list[dict[str, Any]], classes: int) -> dict[str, Any]:
-    """pycocotools' evaluation of each kind: of boxes, and of masks where all have them."""
+    """pycocotools' evaluation of each kind: of boxes, and of masks where there are any.
+
+    An object that has a box alone, among others with masks, is no miss of a mask and what is found there is not false:
+    for masks its box is a crowd.
+    """
     with needs("detect"):
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
@@ -335,8 +359,16 @@ def measure(images: list[dict[str, Any]], classes: int) -> dict[str, Any]:
         coco.dataset = {"images": sizes, "categories": categories, "annotations": rows}
     with redirect_stdout(StringIO()):
         for kind in KINDS:
-            if kind == "mask" and not all(image["masks"] for image in images):
+            wanted = truth.dataset["annotations"]
+            if kind == "mask" and (
+                not (images and images[0]["masks"]) or (wanted and all(row["bare"] for row in wanted))
+            ):
                 continue
+            for row in wanted if kind == "mask" else []:
+                if row["bare"]:
+                    x, y, width, height = row["bbox"]
+                    row["segmentation"] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
+                    row["iscrowd"] = 1
             for row in results.dataset["annotations"]:
                 row["area"] = area_of(row["segmentation"]) if kind == "mask" else row["bbox"][2] * row["bbox"][3]
             truth.createIndex()

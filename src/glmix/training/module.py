@@ -23,7 +23,7 @@ from glmix.training.grids import drawn_grid, own_grid, set_grid
 from glmix.training.optim import parameter_groups, schedule
 from glmix.training.options import TrainOptions
 from glmix.training.processes import gathered
-from glmix.training.resuming import Position
+from glmix.training.resuming import NEWEST, Position
 from glmix.training.task import Task
 
 SEEN = 32  # images whose slots are looked at in a validation
@@ -148,9 +148,12 @@ class Trained(pl.LightningModule):
             out = Path(self.options.out)
             kept = f"from the weights that are kept, by --init {out}" if (out / "best.safetensors").exists() else "anew"
             images = ", ".join(batch.names[:3]) + (f" and {len(batch) - 3} more" if len(batch) > 3 else "")
+            go_on = (
+                "go on by --resume --precision fp32, or " if (out / NEWEST).exists() else "try --precision fp32, or "
+            )
             raise UserError(
-                f"the loss is {loss.item()} in epoch {self.current_epoch + 1}, batch {batch_idx + 1} ({images}); go on by --resume "
-                f"--precision fp32 if it was not that, or begin {kept}, with a lower --lr and another --out"
+                f"the loss is {loss.item()} in epoch {self.current_epoch + 1}, batch {batch_idx + 1} ({images}); "
+                f"{'' if self.trainer.precision == '32-true' else go_on}begin {kept}, with a lower --lr and another --out"
             )
         self.skipped.update(batch.skipped)
         self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)

@@ -5,6 +5,9 @@ from typing import Any
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from glmix.errors import UserError
+
+STRIDES = (4, 8, 16, 32)
 SMALL = 6_000_000  # parameters: backbones below that get narrow heads, which else would cost many times as much
 
 
@@ -19,10 +22,15 @@ class Pyramid(nn.Module):
 
     def __init__(self, backbone: Any) -> None:
         super().__init__()
-        backbone.prune_intermediate_layers(list(range(len(backbone.feature_info))), prune_norm=True, prune_head=True)
+        stages = {info["reduction"]: (i, info["num_chs"]) for i, info in enumerate(backbone.feature_info)}
+        if not set(STRIDES) <= set(stages):
+            name = type(backbone).__name__
+            raise UserError(f"{name} has stages of strides {sorted(stages)}; heads stand on strides 4, 8, 16 and 32")
+        self.places = [stages[stride][0] for stride in STRIDES]  # others, such as ResNet's stem at 2, are passed over
+        backbone.prune_intermediate_layers(self.places, prune_norm=True, prune_head=True)
         self.backbone = backbone
-        self.channels: list[int] = [info["num_chs"] for info in backbone.feature_info]
-        self.strides: list[int] = [info["reduction"] for info in backbone.feature_info]
+        self.channels: list[int] = [stages[stride][1] for stride in STRIDES]
+        self.strides: list[int] = list(STRIDES)
         self.norms = nn.ModuleList(LayerNorm2d(channels) for channels in self.channels)
 
     @staticmethod
@@ -36,5 +44,5 @@ class Pyramid(nn.Module):
 
     def stages(self, images: Tensor) -> list[Tensor]:
         """Normalised outputs of the stages (B, C, H / stride, W / stride) of images (B, 3, H, W), finest first."""
-        found = self.backbone.forward_intermediates(images, intermediates_only=True)
+        found = self.backbone.forward_intermediates(images, indices=self.places, intermediates_only=True)
         return [norm(stage) for norm, stage in zip(self.norms, found, strict=True)]
