@@ -374,8 +374,11 @@ def test_what_is_said(run: Path, root: Path, capsys):
 
 
 def test_slots_of_a_detector(run: Path, root: Path, tmp_path: Path, capsys):
-    output(capsys, "explain", "--checkpoint", run, "--out", tmp_path, "--figures", "slots", root / "val" / "0.png")
-    assert (tmp_path / "0.slots.png").exists()
+    output(
+        capsys, "explain", "--checkpoint", run, "--out", tmp_path, "--figures", "slots,found", root / "val" / "0.png"
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {"0.slots.png", "0.found.png"}
+    assert "which draws nothing" in mistake(capsys, "explain", "--figures", "found", root / "val" / "0.png")
 
 
 class Cut(Exception):  # noqa: N818  (no error of the program)

@@ -360,8 +360,8 @@ def test_predict_and_explain(trained: Path, squares: Path, tmp_path: Path, capsy
             for i in (0, 1)
         }
         assert len(colours) == 2
-    output(capsys, "explain", image, "--checkpoint", trained, "--out", tmp_path / "slots", "--figures", "slots")
-    assert (tmp_path / "slots" / "0.slots.png").exists()
+    output(capsys, "explain", image, "--checkpoint", trained, "--out", tmp_path / "slots")
+    assert (tmp_path / "slots" / "0.slots.png").exists() and (tmp_path / "slots" / "0.found.png").exists()
 
 
 @pytest.mark.parametrize("ending", ["free.onnx", "free.xml", "static.xml"])

@@ -57,7 +57,13 @@ def print_skipped(skipped: Sequence[Skipped]) -> None:
 
 
 def load_for_slots(checkpoint: str, image_size: int = 0, fast: bool = False) -> tuple[GLNet, Description]:
-    """As `load_for_images`, but of a head its GLNet alone: the slots are in it.
+    """As `load_with_slots`, the GLNet alone."""
+    _, net, described = load_with_slots(checkpoint, image_size, fast)
+    return net, described
+
+
+def load_with_slots(checkpoint: str, image_size: int = 0, fast: bool = False) -> tuple[Any, GLNet, Description]:
+    """As `load_for_images`, and of the model, which may be a head on it, the GLNet that the slots are in.
 
     Raises:
         UserError: the network has no slots.
@@ -68,7 +74,7 @@ def load_for_slots(checkpoint: str, image_size: int = 0, fast: bool = False) -> 
     net = network_of(model)
     if not isinstance(net, GLNet) or not net.slot_mixers():
         raise UserError(f"{checkpoint}: {described.model} as it was built has no GLMix blocks, so no slots to look at")
-    return net, described
+    return model, net, described
 
 
 def load_for_images(checkpoint: str, image_size: int = 0, fast: bool = False) -> tuple[Any, Description]:

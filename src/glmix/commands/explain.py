@@ -1,12 +1,14 @@
 """`glmix explain`."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from matplotlib.figure import Figure
+from PIL.Image import Image
 
-from glmix.commands.common import load_for_slots, print_skipped, set_slots
+from glmix.commands.common import load_with_slots, print_skipped, set_slots
 from glmix.data.images import BadImage, read_image
 from glmix.data.prepare import Preparation
 from glmix.data.samples import Skipped
@@ -18,6 +20,7 @@ from glmix.slots.figures import (
     idle_at,
     plot_attention,
     plot_depths,
+    plot_found,
     plot_paper,
     plot_patches,
     plot_regions,
@@ -27,7 +30,9 @@ from glmix.slots.figures import (
 from glmix.slots.folder import LONGEST_NAME, Job, explain_folder
 from glmix.slots.look import Look, look
 from glmix.slots.report import write_slot_report
+from glmix.tasks import task_named
 from glmix.training.processes import gathered, join_processes
+from glmix.use.predictions import found_in
 
 FIGURES = {  # and the options that each uses
     "slots": ("block", "slots", "normalize"),
@@ -35,6 +40,7 @@ FIGURES = {  # and the options that each uses
     "regions": ("block", "merge"),
     "attention": ("block", "slot"),
     "patches": ("block",),
+    "found": ("block",),  # of a detector or segmenter
 }
 PAPER = {"paper": ("blocks", "slots")}  # the one figure of the paper's style
 PAPER_BLOCKS = (1, 4, 9)  # the second, fifth and tenth
@@ -70,7 +76,8 @@ def explain(
         checkpoint: run folder, file (ours or a released one) or model name; left out, the weights that ship.
         style: glmix, or paper: one figure in the paper's form, of the second, fifth and tenth block where --blocks names
             no others.
-        figures: which, of slots, depths, regions, attention, patches; with commas between, or 'none'; left out, all.
+        figures: which, of slots, depths, regions, attention, patches and, of a detector or segmenter, found: what it finds
+            beside its slots; with commas between, or 'none'; left out, all.
         format: png, pdf or svg; several with commas between; left out, png.
         block: which GLMix block, counted from 0; left out (or -1), the last.
         blocks: those that `depths` shows side by side, as in --blocks 2 5 8; left out, the first, middle and last.
@@ -114,7 +121,11 @@ def explain(
         raise UserError(f"--merge {merge}: between 0 and 1")
     if slot < -1:
         raise UserError(f"--slot {slot}: a slot's number, or -1 for the first of the representative ones")
-    model, described = load_for_slots(checkpoint, image_size, fast)
+    whole, model, described = load_with_slots(checkpoint, image_size, fast)
+    task = task_named(described.task or "classify")
+    if "found" in wanted and task.draw is None:
+        refuse("--figures found", figures not in (None, "all"), f"{checkpoint} is for {task.name}, which draws nothing")
+        wanted.remove("found")
     set_slots(model, merge_seeds, "--merge-seeds")
     for number in (block, *(blocks or [])):
         check_block(model, number)
@@ -142,8 +153,10 @@ def explain(
         "attention": lambda seen: plot_attention(seen.shown, seen.maps[block], slot=None if slot < 0 else slot),
         "patches": lambda seen: plot_patches(seen.shown, seen.maps[block]),
         "paper": lambda seen: plot_paper(seen.shown, [seen.maps[i] for i in depths], count=slots),
+        "found": lambda seen: plot_found(seen.shown, seen.found or seen.shown, seen.maps[block]),
     }
-    seen = looked_at(model, preparation, images, skipped)
+    find = partial(found_in, task, whole, described) if "found" in wanted else None
+    seen = looked_at(model, preparation, images, skipped, find)
     looks = written(seen, places, {k: draw[k] for k in wanted}, formats)
     if report:
         done = write_slot_report(places / "report.html", looks, f"{described.model}, weights of {checkpoint}")
@@ -198,8 +211,14 @@ def spread(model: GLNet) -> list[int]:
     return sorted({0, count // 2, count - 1})
 
 
-def looked_at(model: GLNet, preparation: Preparation, paths: list[str], skipped: list[Skipped]) -> Iterator[Look]:
-    """A look at each of the photos, one at a time; unreadable ones go to `skipped`."""
+def looked_at(
+    model: GLNet,
+    preparation: Preparation,
+    paths: list[str],
+    skipped: list[Skipped],
+    find: Callable[[Image], Image] | None = None,
+) -> Iterator[Look]:
+    """A look at each of the photos, one at a time, with what `find` draws; unreadable ones go to `skipped`."""
     names: set[str] = set()
     for path in paths:
         try:
@@ -215,6 +234,7 @@ def looked_at(model: GLNet, preparation: Preparation, paths: list[str], skipped:
             name, number = f"{stem}-{number}", number + 1
         names.add(name)
         seen = look(model, photo, preparation, name)
+        seen.found = find(photo) if find else None
         print("{}: {} x {} pixels, seen at {} x {}".format(path, *seen.photo, *seen.seen))
         yield seen
 

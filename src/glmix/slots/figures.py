@@ -210,6 +210,24 @@ def plot_depths(image: Image.Image, depths: Sequence[SlotMaps], index: int = 0, 
     return figure
 
 
+def plot_found(image: Image.Image, found: Image.Image, maps: SlotMaps, index: int = 0) -> Figure:
+    """What a head finds in the image, beside the strongest slots of a block.
+
+    Args:
+        image: as it is to be shown.
+        found: the same with what was found drawn into it, of any size.
+        maps: of a block, from `slot_maps`.
+        index: which image of the batch.
+    """
+    array = np.asarray(image)
+    figure, axes = row_of(2, array.shape, "what is found, and slots")
+    assignment = maps.assignment[index].float().cpu()
+    labels = strongest_slots(assignment, array.shape[:2])
+    show(axes[0, 0], np.asarray(found), "found")
+    show(axes[0, 1], paint(array, labels, slot_colors(len(assignment)), idle_at(maps, index)), caption(maps, index))
+    return figure
+
+
 def plot_paper(image: Image.Image, depths: Sequence[SlotMaps], index: int = 0, count: int = 4) -> Figure:
     """The paper's own form: the photo, and of each block all assignment maps and its representative ones, large.
 

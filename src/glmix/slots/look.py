@@ -30,6 +30,7 @@ class Look:
         seen: its size for the network, (W, H).
         shown: the photo for figures.
         maps: of every GLMix block, for this one image; on the CPU.
+        found: the photo with what a head finds drawn into it, where that was asked for.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Look:
     seen: tuple[int, int]
     shown: Image.Image
     maps: list[SlotMaps]
+    found: Image.Image | None = None
 
 
 def seen_size(photo: tuple[int, int], side: int) -> tuple[int, int]:

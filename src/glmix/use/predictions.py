@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from glmix.data.images import BadImage, full_size
 from glmix.data.loading import Batch
-from glmix.data.samples import Source, spread
+from glmix.data.samples import Sample, Source, spread
 from glmix.files import plain_name, readable, written_whole
 from glmix.journal import Journal
 from glmix.models.description import Description
@@ -44,6 +45,16 @@ def predicting(
     preparation = description.prepared
     size = batch_size or usual_batch(preparation)
     return Stream(source, task.evaluation(preparation), task.collate, answer, device, size, workers)
+
+
+def found_in(task: Task, model: Any, description: Description, photo: Image.Image) -> Image.Image:
+    """A photo with what `model` finds drawn into it, of a task that draws."""
+    sample = task.evaluation(description.prepared)(Sample(photo, None))
+    batch = task.collate([(sample, [])]).to(next(model.parameters()).device)
+    with torch.inference_mode():
+        outputs = task.forward(model.eval(), batch)
+    assert task.draw is not None
+    return next(iter(task.draw(photo, outputs[0], description).values()))
 
 
 def different_stems(names: Sequence[str]) -> list[str]:
