@@ -184,15 +184,36 @@ def test_no_space_leaves_nothing_half_written(form: str, checkpoint: Path, tmp_p
     assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == b"of before"
 
 
-def test_detectors_are_refused(tmp_path: Path, capsys: Any) -> None:
+@pytest.mark.parametrize("head", ["retinanet", "mask-rcnn"])
+def test_detectors(head: str, tmp_path: Path, capsys: Any) -> None:
+    """ONNX alone, of one size: what it finds is what the network finds, however many that are; predict takes it."""
+    torch.manual_seed(0)
     body = timm.create_model("glnet_pico", **{**FOUR, "num_classes": 0})
-    model = with_head(body, {"name": "retinanet", "head_channels": 32}, 2)
-    described = Description("detect", "glnet_pico", FOUR, CLASSES, CLASSES, preparation=Preparation(size=(64, 64)))
-    described.head = {"name": "retinanet", "head_channels": 32}
+    model = with_head(body, {"name": head, "head_channels": 32}, 2).eval()
+    if head == "retinanet":  # begins with next to nothing found
+        torch.nn.init.normal_(model.head.classification_head.cls_logits.weight, std=0.3)
+        torch.nn.init.constant_(model.head.classification_head.cls_logits.bias, -1.5)
+    described = Description("detect", "glnet_pico", FOUR, CLASSES[:2], CLASSES[:2])
+    described.preparation = Preparation(size=(60, 90), resize="short")
+    described.head = {"name": head, "head_channels": 32}
     path = write_checkpoint(tmp_path / "boxes.safetensors", described, model.state_dict())
-    assert "use the checkpoint itself, with --fast" in mistake(
-        capsys, "export", "--checkpoint", path, tmp_path / "o.onnx"
-    )
+    assert "exported to ONNX alone" in mistake(capsys, "export", "--checkpoint", path, tmp_path / "o.xml")
+    said = output(capsys, "export", "--checkpoint", path, tmp_path / "o.onnx")
+    assert "one image of 64 x 96" in said and "objects, boxes differ by at most" in said
+    exported = open_exported(tmp_path / "o.onnx")
+    counts = set()
+    for seed in range(4):
+        image = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(seed)) * (seed + 1)
+        with torch.inference_mode():
+            (wanted,) = model(image)
+        (given,) = exported(image)
+        assert given.keys() == wanted.keys() and len(given["scores"]) == len(wanted["scores"])
+        torch.testing.assert_close(given["scores"], wanted["scores"], atol=1e-4, rtol=1e-4)
+        counts.add(len(given["scores"]))
+    assert max(counts) > 0
+    Image.new("RGB", (120, 70), "grey").save(tmp_path / "grey.png")
+    row = json.loads(output(capsys, "predict", "--checkpoint", tmp_path / "o.onnx", "--json", tmp_path / "grey.png"))
+    assert all(len(each["bbox"]) == 4 for each in row["predictions"])
 
 
 def test_mistakes(files: dict[str, Path], checkpoint: Path, photos: Path, tmp_path: Path, capsys: Any) -> None:

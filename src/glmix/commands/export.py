@@ -18,7 +18,7 @@ from glmix.ranges import PositiveInt, SideOrZero
 from glmix.tasks import task_named
 from glmix.training.processes import join_processes
 
-EXPORTED = ("classify", "token-label", "segment")  # tasks whose outputs are logits
+EXPORTED = ("classify", "token-label", "segment", "detect")
 
 
 def export(
@@ -38,7 +38,7 @@ def export(
         file: to write: .onnx, .xml (OpenVINO; its weights, .bin, come beside it) or .pt2 (PyTorch).
         checkpoint: run folder, file (ours or a released one) or model name; left out, the weights that ship.
         format: onnx, openvino or torch; left out, what the file's ending says.
-        static: for one image at a time, of one size: faster, above all in OpenVINO.
+        static: for one image at a time, of one size: faster, above all in OpenVINO. A detector's file always is.
         precision: fp32; bf16 (OpenVINO, PyTorch), for hardware that computes in it; int8 (OpenVINO).
         image_size: side of the images; 0 for that of the checkpoint.
         slots: how many slots every image has, a number such as 16, to which alike ones are merged; left out, all of the grid.
@@ -54,8 +54,7 @@ def export(
     model, described = load(checkpoint)
     if described.task not in EXPORTED:
         raise UserError(
-            f"{checkpoint}: a model for {described.task}, which cannot be exported (those for {', '.join(EXPORTED)} can): its "
-            "answers are as many as there are objects; use the checkpoint itself, with --fast"
+            f"{checkpoint}: a model for {described.task}, which cannot be exported; those for {', '.join(EXPORTED)} can"
         )
     task = task_named(described.task)
     if image_size:
@@ -65,7 +64,7 @@ def export(
             raise UserError(f"--slots {slots}: a file has the same number of slots for every image, such as 16")
         set_slots(model, slots)
     terms = Terms(described, format, precision)
-    if static:
+    if static or terms.detects:
         terms = of_one_size(terms)
         described = terms.description
     calibration: list[torch.Tensor] = []

@@ -17,7 +17,8 @@ FORMAT = "glmix export 1"
 KEY = "glmix"  # of the metadata
 SUFFIXES = {".onnx": "onnx", ".xml": "openvino", ".pt2": "torch"}  # and the format that has it
 
-Run = Callable[[np.ndarray], np.ndarray]  # images (B, C, H, W) to outputs, both float32
+Run = Callable[[np.ndarray], Any]  # images (B, C, H, W) to outputs, both float32; of a detector to those of `DETECTED`
+DETECTED = ("boxes", "scores", "labels", "masks")  # outputs of a detector's file; masks of Mask R-CNN alone
 
 
 @dataclass
@@ -37,6 +38,11 @@ class Terms:
     precision: str = "fp32"
     size: tuple[int, int] | None = None
     batch: int = 0
+
+    @property
+    def detects(self) -> bool:
+        """Whether the outputs are those of a detector, `DETECTED`, as many as there are objects."""
+        return self.description.task == "detect"
 
     def header(self) -> str:
         """As text, for the file's metadata."""
@@ -75,8 +81,12 @@ class Exported(nn.Module):
         super().__init__()
         self.path, self.terms, self.run = path, terms, run
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Raises a UserError for sizes that the file does not take."""
+    def forward(self, images: Tensor, sizes: Any = None) -> Any:
+        """What the file computes; of a detector a list of what is found in each image, whose `sizes` must be the whole.
+
+        Raises:
+            UserError: a size that the file does not take.
+        """
         size, wanted = tuple(images.shape[2:]), self.terms.size
         if wanted and size != wanted:
             raise UserError(
@@ -86,6 +96,9 @@ class Exported(nn.Module):
         if min(size) < 32:
             raise UserError(f"{self.path}: images of {size[0]} x {size[1]} are below 32, the network's stride")
         plain = images.detach().float().cpu().contiguous().numpy()
+        if self.terms.detects:
+            every = (self.run(plain[i : i + 1]) for i in range(len(plain)))
+            return [{k: torch.from_numpy(v) for k, v in zip(DETECTED, found, strict=False)} for found in every]
         parts = [plain] if not self.terms.batch else [plain[i : i + 1] for i in range(len(plain))]
         return torch.from_numpy(np.concatenate([self.run(part) for part in parts])).to(images.device)
 
@@ -130,7 +143,7 @@ def _onnxruntime(path: Path, threads: int) -> tuple[Terms, Run]:
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     terms = Terms.read(path, session.get_modelmeta().custom_metadata_map.get(KEY))
-    return terms, lambda images: session.run(None, {name: images})[0]
+    return terms, lambda images: session.run(None, {name: images})[slice(None) if terms.detects else 0]
 
 
 def _openvino(path: Path, threads: int) -> tuple[Terms, Run]:

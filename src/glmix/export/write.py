@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from glmix.errors import UserError, needs
-from glmix.export.files import KEY, SUFFIXES, Exported, Terms, open_exported
+from glmix.export.files import DETECTED, KEY, SUFFIXES, Exported, Terms, open_exported
 from glmix.export.graph import for_engine
 from glmix.models.fold import optimize_for_inference
+from glmix.models.heads.detect import DETECTIONS, MaskRCNN
 
 # largest difference of the logits, as a share of their norm; what rounding does to networks as they are trained is a third
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.1, "int8": 0.6}
 ENGINES = {"onnx": "onnxruntime", "openvino": "openvino", "torch": "torch"}
+SURE = 0.3  # score from which the boxes of a detector are compared: below, the order of two may be chance
 FEWEST = 32  # images that ranges of activations are taken from
 
 
@@ -55,6 +57,10 @@ def write(model: nn.Module, terms: Terms, path: Path, calibration: Sequence[Tens
     if SUFFIXES.get(path.suffix) != terms.format:
         ending = next(suffix for suffix, name in SUFFIXES.items() if name == terms.format)
         raise UserError(f"{path}: the name of a file for {terms.format} must end in {ending}")
+    if terms.detects and terms.format != "onnx":
+        raise UserError(
+            f"{path}: a detector is exported to ONNX alone (.onnx), whose files may find as many objects as there are"
+        )
     if terms.precision == "bf16" and terms.format == "onnx":
         raise UserError("--precision bf16: onnxruntime has none on a CPU; use --format openvino")
     if terms.precision == "int8" and terms.format != "openvino":
@@ -67,7 +73,7 @@ def write(model: nn.Module, terms: Terms, path: Path, calibration: Sequence[Tens
             made = Path(folder) / path.name
             with quiet():
                 WRITERS[terms.format](model, terms, made, calibration)
-            found = checked(model, open_exported(made))
+            found = (checked_detector if terms.detects else checked)(model, open_exported(made))
             for file in sorted(Path(folder).iterdir()):  # the weights, .bin, before what names them, .xml
                 shutil.move(file, path.parent / file.name)
     except OSError as error:
@@ -88,7 +94,7 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def example(terms: Terms, batch: int, more: int = 0) -> Tensor:
+def example(terms: Terms, batch: int, more: int = 0, seed: int = 0) -> Tensor:
     """Images of the size that the checkpoint prepares, or `more` pixels; the same ones each time.
 
     Of a single place of the last grid, 32 px, a trace would take its number for a constant: free sizes begin above it.
@@ -96,7 +102,7 @@ def example(terms: Terms, batch: int, more: int = 0) -> Tensor:
     preparation = terms.description.prepared
     sides = (min(preparation.size),) * 2 if preparation.resize == "short" else preparation.size
     height, width = terms.size or (max(side, 64) for side in sides)
-    generator = torch.Generator().manual_seed(batch + more)
+    generator = torch.Generator().manual_seed(batch + more + seed)
     coarse = torch.randn(batch, preparation.channels, height // 16, width // 16, generator=generator)
     size = (height + more, width + more)
     smooth = nn.functional.interpolate(coarse, size=size, mode="bilinear")
@@ -107,6 +113,39 @@ def agreement(given: Tensor, wanted: Tensor) -> str:
     """On how many images, or pixels, the likeliest class is the same."""
     same = given.argmax(1) == wanted.argmax(1)
     return f"top-1 agrees on {int(same.sum())} of {same.numel()}" + (" pixels" if same.ndim > 1 else "")
+
+
+class Found(nn.Module):
+    """A detector on one image (1, C, H, W): what it finds as a tuple, in the order of `DETECTED`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        (found,) = self.model(x)
+        return tuple(found[name] for name in DETECTED if name in found)
+
+
+def checked_detector(model: nn.Module, exported: Exported) -> list[str]:
+    """As `checked`, of the scores of all that is found, and of the boxes of what is surely found.
+
+    Raises:
+        UserError: they differ by more than rounding.
+    """
+    lines = []
+    for number in range(1, 4):
+        image = example(exported.terms, 1, seed=number)
+        with torch.inference_mode():
+            (wanted,) = model(image)
+        (given,) = exported(image)
+        scores = [nn.functional.pad(each["scores"], (0, DETECTIONS - len(each["scores"]))) for each in (given, wanted)]
+        sure = int((wanted["scores"] > SURE).sum())
+        apart = float((given["boxes"][:sure] - wanted["boxes"][:sure]).abs().max()) if sure else 0.0
+        if not ((scores[0] - scores[1]).abs().max() < 1e-3 and apart < 0.5):
+            raise UserError(f"{exported.path.name}: finds something else than the network; not kept")
+        lines.append(f"image {number}: {len(given['scores'])} objects, boxes differ by at most {apart:.1e} pixels")
+    return lines
 
 
 def checked(model: nn.Module, exported: Exported) -> list[str]:
@@ -168,11 +207,27 @@ def _write_onnx(model: nn.Module, terms: Terms, path: Path, calibration: Sequenc
     with needs("export"):
         import onnx
         import onnxscript  # noqa: F401  (torch.onnx needs it, and says so at length)
-    program = torch.onnx.export(exported_program(model, terms), dynamo=True, verbose=False)
-    assert program is not None
-    made = program.model_proto
+    if terms.detects:
+        made = traced_detector(model, terms, path)
+    else:
+        program = torch.onnx.export(exported_program(model, terms), dynamo=True, verbose=False)
+        assert program is not None
+        made = program.model_proto
     onnx.helper.set_model_props(made, {KEY: terms.header()})
     path.write_bytes(made.SerializeToString())
+
+
+def traced_detector(model: nn.Module, terms: Terms, path: Path) -> Any:
+    """A detector as ONNX, traced: torch.export cannot follow outputs whose number hangs on what is seen."""
+    import onnx
+
+    outputs = [name for name in DETECTED if name != "masks" or isinstance(model, MaskRCNN)]
+    free = {name: {0: "objects"} for name in outputs}
+    graph = Found(optimize_for_inference(model)).eval()
+    with torch.no_grad():
+        torch.onnx.export(graph, (example(terms, 1),), path, dynamo=False, opset_version=17, input_names=["images"],
+                          output_names=outputs, dynamic_axes=free)  # fmt: skip
+    return onnx.load(path)
 
 
 def _write_openvino(model: nn.Module, terms: Terms, path: Path, calibration: Sequence[Tensor]) -> None:
@@ -205,11 +260,14 @@ WRITERS = {"torch": _write_torch, "onnx": _write_onnx, "openvino": _write_openvi
 def static(terms: Terms) -> Terms:
     """The terms of a file for one image at a time, of the size that the checkpoint prepares.
 
-    What is prepared at its own aspect else, whole, is squashed to a square then.
+    What is prepared at its own aspect else, whole, is squashed to a square then, and for a detector to both of its sides.
     """
     described = terms.description
     preparation = described.prepared
-    if preparation.resize == "short":
+    if described.task == "detect":  # at the aspect that most of its images have, and whole strides
+        height, width = (-(-side // 32) * 32 for side in preparation.size)
+        preparation = replace(preparation, size=(height, width), resize="squash")
+    elif preparation.resize == "short":
         preparation = replace(preparation, size=(min(preparation.size),) * 2, resize="squash")
     height, width = preparation.size
     return replace(terms, description=replace(described, preparation=preparation), size=(height, width), batch=1)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection._utils import BoxCoder, Matcher
+from torchvision.models.detection._utils import BoxCoder, Matcher, _topk_min
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import LastLevelMaxPool
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
@@ -176,7 +176,7 @@ class RetinaNet(Detector):
         for logits_AK, moves_A4, anchors_A4 in parts:
             every = logits_AK.sigmoid().flatten()
             likely = (every > LEAST_SCORE).nonzero()[:, 0]
-            best, order = every[likely].topk(min(self.CANDIDATES, len(likely)))
+            best, order = every[likely].topk(_topk_min(likely, self.CANDIDATES, 0))
             place = likely[order]
             anchor = place // logits_AK.shape[1]
             scores.append(best)
