@@ -533,3 +533,14 @@ def test_yolo_texts(yolo: Path):
     (yolo / "valid/labels/a.txt").write_bytes(b"\xff\xfe0")
     with pytest.raises(UserError, match=r"valid/labels/a.txt cannot be read as text"):
         open_objects(yolo)
+
+
+def test_yolo_described_elsewhere(yolo: Path, tmp_path_factory: pytest.TempPathFactory):
+    """A data.yaml beside one's notes, whose path tells where the data lies; and one that is none."""
+    file = tmp_path_factory.mktemp("notes") / "mine.yaml"
+    file.write_text(f"path: {yolo}\ntrain: train/images\nval: valid/images\nnames: [red, blue]\n")
+    assert open_objects(file).split("train").files == ["train/images/a.png", "train/images/b.png"]
+    for text, words in (("[1, 2", "cannot be read as YAML"), ("- a\n", "names neither classes nor splits")):
+        file.write_text(text)
+        with pytest.raises(UserError, match=words):
+            open_objects(file)

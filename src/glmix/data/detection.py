@@ -10,7 +10,7 @@ from glmix.data.objects import ObjectSource, Record, Row
 from glmix.data.samples import DataSet, Several
 from glmix.data.scenes import CLASSES, SCENES, SceneSet, run_lengths, scan_scenes
 from glmix.data.voc_boxes import is_voc, scan_voc
-from glmix.data.yolo import description_file, scan_yolo
+from glmix.data.yolo import description_file, read_description, scan_yolo
 from glmix.errors import UserError
 
 FORMS = ("coco:", "voc:", "yolo:")  # before a name: which form is meant, where a folder holds several
@@ -36,11 +36,12 @@ def open_objects(data: str | Path) -> DataSet:
     if path.is_file() and path.suffix.lower() in (".json", ".yaml", ".yml"):
         root = path.parent.parent if path.parent.name.lower() == "annotations" else path.parent
         inside = str(path.relative_to(root))
-        return (
-            scan_coco(name, walk(root), [inside])
-            if path.suffix.lower() == ".json"
-            else scan_yolo(name, walk(root), inside)
-        )
+        if path.suffix.lower() == ".json":
+            return scan_coco(name, walk(root), [inside])
+        content = read_description(name, path.read_bytes())
+        place = Path(str(content.get("path") or ""))
+        elsewhere = place.is_absolute() and place.is_dir() and not place.resolve().is_relative_to(root.resolve())
+        return scan_yolo(name, walk(place if elsewhere else root), path.name if elsewhere else inside, content)
     tree = walk(path) if path.is_dir() else read_tar(path)
     coco = annotation_files(tree) if form in ("", "coco:") else []
     if coco:

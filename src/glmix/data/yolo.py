@@ -30,15 +30,33 @@ def description_file(tree: Tree) -> str | None:
     return None
 
 
-def scan_yolo(origin: str, tree: Tree, file: str) -> DataSet:
+def read_description(where: str, text: bytes) -> dict[str, Any]:
+    """What a data.yaml says.
+
+    Raises:
+        UserError: it cannot be read, or says something else.
+    """
+    try:
+        content = yaml.safe_load(text.decode("utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{where}: cannot be read as YAML ({reason})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{where}: names neither classes nor splits, as a data.yaml does")
+    return content
+
+
+def scan_yolo(origin: str, tree: Tree, file: str, content: dict[str, Any] | None = None) -> DataSet:
     """The pictures and objects that a data.yaml names. A picture without a text file has no objects.
+
+    The file's `content` may be given: it need not lie in `tree`.
 
     A line is a class's number and four shares (a box by its middle and size) or six and more (a polygon).
 
     Raises:
         UserError: a line that is neither, or of a class that is not in the list; names file and line.
     """
-    content = yaml.safe_load(_text(tree, file))
+    content = content or read_description(f"{origin}: {file}", tree.read(file))
     classes, ids = _classes(f"{origin}: {file}", content)
     points = _points(f"{origin}: {file}", content)
     written = {one_form(name).lower(): name for name in tree.ending_in(".txt")}
