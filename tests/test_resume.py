@@ -330,7 +330,12 @@ def start(photos: Path, out: Path, *more: str) -> subprocess.Popen:
     ]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     return subprocess.Popen(
-        [str(c) for c in command], env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [str(c) for c in command],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also where nohup runs the tests
     )
 
 
