@@ -191,8 +191,8 @@ def test_detectors(head: str, tmp_path: Path, capsys: Any) -> None:
     body = timm.create_model("glnet_pico", **{**FOUR, "num_classes": 0})
     model = with_head(body, {"name": head, "head_channels": 32}, 2).eval()
     if head == "retinanet":  # begins with next to nothing found
-        torch.nn.init.normal_(model.head.classification_head.cls_logits.weight, std=0.3)
-        torch.nn.init.constant_(model.head.classification_head.cls_logits.bias, -1.5)
+        torch.nn.init.normal_(model.head.classification_head.cls_logits.weight, std=8.0)
+        torch.nn.init.constant_(model.head.classification_head.cls_logits.bias, -3.0)
     described = Description("detect", "glnet_pico", FOUR, CLASSES[:2], CLASSES[:2])
     described.preparation = Preparation(size=(60, 90), resize="short")
     described.head = {"name": head, "head_channels": 32}
@@ -203,14 +203,14 @@ def test_detectors(head: str, tmp_path: Path, capsys: Any) -> None:
     exported = open_exported(tmp_path / "o.onnx")
     counts = set()
     for seed in range(4):
-        image = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(seed)) * (seed + 1)
+        image = seed * torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(seed))
         with torch.inference_mode():
             (wanted,) = model(image)
         (given,) = exported(image)
         assert given.keys() == wanted.keys() and len(given["scores"]) == len(wanted["scores"])
         torch.testing.assert_close(given["scores"], wanted["scores"], atol=1e-4, rtol=1e-4)
         counts.add(len(given["scores"]))
-    assert max(counts) > 0
+    assert max(counts) > 0 and (head == "mask-rcnn" or len(counts) > 2)
     Image.new("RGB", (120, 70), "grey").save(tmp_path / "grey.png")
     row = json.loads(output(capsys, "predict", "--checkpoint", tmp_path / "o.onnx", "--json", tmp_path / "grey.png"))
     assert all(len(each["bbox"]) == 4 for each in row["predictions"])
