@@ -174,7 +174,7 @@ DENSE = {
     "dense/camvid_upernet_pico": (367, 1, 8, 45 * 60, 1e-3, 0.05, 0.05, "poly"),
     "dense/bccd_retinanet_pico": (184, 1, 4, 46 * 30, 1e-3, 0.05, 0.05, "cosine"),
     "dense/nuclei_mask_rcnn_pico": (186, 1, 4, 46 * 20, 1e-3, 0.05, 0.05, "cosine"),
-    "dense/scenes_segment": (4000, 1, 8, 500 * 6, 1e-3, 0.05, 0.0, "cosine"),
+    "dense/scenes_segment": (4000, 1, 8, 500 * 7, 1e-3, 0.05, 0.0, "cosine"),
     "dense/scenes_detect": (4000, 1, 8, 500 * 4, 1e-3, 0.05, 0.0, "cosine"),
     "dense/retinanet_glnet_4g_1x": (COCO, 8, 16, COCO // 16 * 12, 1e-4, 1e-4, 0.2, "step"),
     "dense/retinanet_glnet_4g_3x": (COCO, 8, 16, COCO // 16 * 36, 1e-4, 1e-4, 0.2, "step"),
