@@ -25,9 +25,10 @@ def check_data(data: str, task: Literal["segment", "detect", "classify"]) -> Non
         absent += each if found.reason == NOT_THERE else []
         for one in each:
             print(f"not used: {one}")
-    problems = absent + (meant.check or check_samples)(whole)
-    for found in problems[len(absent) :]:
+    unusable = (meant.check or check_samples)(whole)
+    for found in unusable:
         print(f"unusable: {found}")
+    problems = absent + unusable
     parts = ", ".join(f"{len(indices)} {split}" for split, indices in opened.named.items())
     print(f"{len(whole)} images{f' ({parts})' if parts else ''}, {len(whole.classes)} classes")
     if problems:

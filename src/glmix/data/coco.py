@@ -11,8 +11,8 @@ from urllib.parse import unquote
 from PIL import ExifTags, Image
 
 from glmix.data.folders import Tree
-from glmix.data.naming import SPLITS, one_form, split_word, words_of
-from glmix.data.objects import Boxes, Record, Row, Size, data_set, decoded, run_lengths, united
+from glmix.data.naming import SPLITS, find_splits, one_form, split_word, words_of
+from glmix.data.objects import Boxes, Record, Row, Size, bounds, data_set, decoded, run_lengths, united
 from glmix.data.samples import NOT_THERE, DataSet, LeftOut
 from glmix.errors import UserError
 
@@ -31,8 +31,8 @@ def annotation_files(tree: Tree) -> list[str]:
     if not telling:
         plain = [n for n in files if _is_coco(tree, n)]
         return plain or [n for n in every if PurePosixPath(n).name.startswith("person_keypoints") and _is_coco(tree, n)]
-    told = [split for word in map(split_word, telling) for split, words in SPLITS.items() if word in words]
-    lacking = [word for split, words in SPLITS.items() if split not in told for word in words]
+    there = find_splits([split_word(n) for n in telling])
+    lacking = [word for split, words in SPLITS.items() if split not in there for word in words]
     return telling + [n for n in files if split_word(n) in lacking and _is_coco(tree, n)]
 
 
@@ -74,18 +74,17 @@ def scan_coco(origin: str, tree: Tree, files: Sequence[str]) -> DataSet:
     paths: list[str] = []
     records: list[Record] = []
     words: list[str] = []
-    unclear: list[str] = []
     for word, content in contents.items():
         where = f"{origin}: {by_word[word]}"
         rows = _rows(where, content, ids[word], classes, boxes, left_out, by_word[word])
-        for path, record in _pictures(where, by_word[word], content, finder, rows, left_out, unclear):
+        for path, record in _pictures(where, by_word[word], content, finder, rows, left_out):
             paths.append(path)
             records.append(record)
             words.append(word)
     boxes.check()
     for place in sorted({p for p in paths if paths.count(p) > 1}) if len(set(paths)) < len(paths) else []:
         raise UserError(f"{origin}: {place} stands for two images of the annotations; each needs a file of its own")
-    return data_set(origin, tree, paths, records, classes, category_ids, words, left_out, unclear)
+    return data_set(origin, tree, paths, records, classes, category_ids, words, left_out)
 
 
 def _read(origin: str, tree: Tree, name: str) -> dict[str, Any]:
@@ -167,8 +166,7 @@ def _rows(
             continue
         box = annotation.get("bbox")
         if box is None and isinstance(segmentation, list):
-            xs, ys = ([c for p in segmentation for c in p[axis::2]] for axis in (0, 1))
-            corners: Any = [min(xs), min(ys), max(xs), max(ys)]
+            corners: Any = bounds(segmentation)
         elif box is None and segmentation is not None and sizes[image]:
             corners = _box_of_runs(segmentation, sizes[image])
         else:
@@ -271,7 +269,6 @@ def _pictures(
     finder: "Finder",
     rows: Mapping[Any, list[Row]],
     left_out: LeftOut,
-    unclear: list[str],
 ) -> list[tuple[str, Record]]:
     """The picture of each image, and its objects; those that are missing are left out."""
     found: list[tuple[str, Record]] = []
@@ -292,7 +289,6 @@ def _pictures(
             size = finder.size(path)
             if size is None:
                 left_out.add("turned by EXIF, and nothing tells whether its annotations are", path)
-                unclear.append(path)
                 continue
         found.append((path, Record(size, rows.get(number, []))))
     if 2 * len(found) < len(content["images"]):
@@ -330,6 +326,8 @@ class Finder:
             candidates = [path for path in candidates if not self._elsewhere(path, wanted)]
             if not candidates:
                 continue
+            if len(candidates) == 1:  # nearly always, and there may be a hundred thousand
+                return candidates[0]
             ranks = {path: self._likeness(path, wanted, beside) for path in candidates}
             best = max(ranks.values())
             likeliest = [path for path, rank in ranks.items() if rank == best]

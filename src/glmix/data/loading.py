@@ -61,6 +61,19 @@ class Batch:
         return replace(self, images=change(self.images), targets=changed(self.targets))
 
 
+def alike(batch: Batch, multiple: int = FILLED) -> Iterator[tuple[Tensor, list[tuple[int, int]]]]:
+    """Images (B, C, H, W) of a batch and their sizes: all at once if of one size, else one by one, filled up as if alone.
+
+    With what an image is filled up by to the size of others, slots would change.
+    """
+    if len(set(batch.sizes)) == 1:
+        yield batch.images, batch.sizes
+        return
+    for image, size in zip(batch.images, batch.sizes, strict=True):
+        height, width = (-(-side // multiple) * multiple for side in size)
+        yield image[None, :, :height, :width], [size]
+
+
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
     """Python's, NumPy's and PyTorch's (CPU) generators seeded from `key`, and put back afterwards."""

@@ -495,12 +495,13 @@ def _split_words(origin: str, tree: Tree, pairs: Sequence[Pair]) -> list[str]:
         return words
     lists = {}
     stems = [plain_stem(pair.picture) for pair in pairs]
+    known = set(stems)
     for name in tree.ending_in(".txt"):
         word = plain_split(PurePosixPath(name).stem)
         if word:
             opened = tree.opened(name)
             text = (opened.read_bytes() if isinstance(opened, Path) else opened.read()).decode(errors="replace")
-            listed = {named_in_list(line, stems) for line in text.splitlines() if line.strip()}
+            listed = {named_in_list(line, known) for line in text.splitlines() if line.strip()}
             found = [i for i, stem in enumerate(stems) if stem in listed]
             if found and (word not in lists or "segmentation" in name.lower()):
                 lists[word] = (name, found)

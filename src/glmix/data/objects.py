@@ -252,6 +252,12 @@ def encoded(mask: NDArray[Any]) -> dict[str, Any]:
 # --- what readers share
 
 
+def bounds(polygons: Sequence[Sequence[float]]) -> list[float]:
+    """The box x0, y0, x1, y1 around polygons, whose coordinates are x and y in turn."""
+    xs, ys = ([c for polygon in polygons for c in polygon[axis::2]] for axis in (0, 1))
+    return [min(xs), min(ys), max(xs), max(ys)]
+
+
 class Boxes:
     """Looks at every box of a data set as it is read: what it can be used for, and what is said of it."""
 
@@ -291,8 +297,7 @@ class Boxes:
 
     def compare(self, box: Sequence[float], polygons: Sequence[Sequence[float]], name: str) -> None:
         """Note whether a box is that of its polygons, at an IoU of a half."""
-        xs, ys = ([c for polygon in polygons for c in polygon[axis::2]] for axis in (0, 1))
-        other = [min(xs), min(ys), max(xs), max(ys)]
+        other = bounds(polygons)
         across, down = (min(box[i + 2], other[i + 2]) - max(box[i], other[i]) for i in (0, 1))
         shared = max(across, 0) * max(down, 0)
         whole = sum((b[2] - b[0]) * (b[3] - b[1]) for b in (box, other)) - shared
@@ -328,16 +333,13 @@ def data_set(
     category_ids: list[int],
     words: Sequence[str],
     left_out: LeftOut,
-    spoken_of: Iterable[str] = (),
 ) -> DataSet:
     """The data set of these pictures, whose splits are told by the words of each ("" for none).
-
-    Pictures that were left out in spite of their annotations are `spoken_of`: not said to be without any.
 
     Raises:
         UserError: there are no pictures, or no objects to learn.
     """
-    used = set(paths) | set(spoken_of)
+    used = set(paths) | left_out.names()  # pictures that were left out are not without annotations
     folders = {path.rpartition("/")[0] for path in paths}
     for name in tree.files:
         if name.lower().endswith(READABLE) and name not in used and name.rpartition("/")[0] in folders:

@@ -50,6 +50,10 @@ class LeftOut:
         if len(names) < self.KEPT:
             names.append(name)
 
+    def names(self) -> set[str]:
+        """All that are kept, of any reason."""
+        return {name for names in self._names.values() for name in names}
+
     def listed(self) -> list[Skipped]:
         """One `Group` for each reason."""
         found: list[Skipped] = []

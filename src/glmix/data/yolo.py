@@ -1,7 +1,7 @@
 """Boxes and polygons in YOLO's form: a data.yaml, pictures, and a text file beside each of them."""
 
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -10,7 +10,7 @@ import yaml
 from glmix.data.folders import Tree
 from glmix.data.images import READABLE
 from glmix.data.naming import one_form
-from glmix.data.objects import Boxes, Record, Row, data_set
+from glmix.data.objects import Boxes, Record, Row, bounds, data_set
 from glmix.data.samples import DataSet, LeftOut
 from glmix.errors import UserError
 
@@ -185,7 +185,7 @@ def _rows(origin: str, tree: Tree, file: str, ids: dict[int, int], boxes: Boxes,
             x, y, width, height = shares
             corners, polygons = [x - width / 2, y - height / 2, x + width / 2, y + height / 2], None
         elif len(shares) >= 6 and len(shares) % 2 == 0:
-            corners, polygons = [*_ends(shares, min), *_ends(shares, max)], [shares]
+            corners, polygons = bounds([shares]), [shares]
         else:
             raise UserError(
                 f"{origin}: {where} has {len(shares)} numbers behind the class; a box has 4, a polygon 6 or more, in pairs"
@@ -195,7 +195,3 @@ def _rows(origin: str, tree: Tree, file: str, ids: dict[int, int], boxes: Boxes,
         usable = boxes.usable(corners, None, where)
         if usable is not None:
             yield Row(ids[int(kind)], usable, False, None, polygons, number)
-
-
-def _ends(shares: Sequence[float], end: Any) -> tuple[float, float]:
-    return end(shares[::2]), end(shares[1::2])

@@ -1,7 +1,7 @@
 """Detection: boxes of objects, and with Mask R-CNN their masks."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
 from io import StringIO
@@ -19,7 +19,7 @@ from torchvision.transforms import InterpolationMode, v2
 from glmix.data.check import check_samples
 from glmix.data.detection import open_objects
 from glmix.data.images import full_size
-from glmix.data.loading import FILLED, Batch, Transform, padded
+from glmix.data.loading import Batch, Transform, alike, padded
 from glmix.data.objects import Objects, ObjectSource, area_of, decoded, encoded, run_lengths
 from glmix.data.prepare import Preparation
 from glmix.data.samples import Sample, Source
@@ -221,25 +221,14 @@ def with_whole_masks(batch: Batch) -> list[dict[str, Tensor]]:
 
 
 def forward(model: nn.Module, batch: Batch) -> list[dict[str, Tensor]]:
-    """What is found in each image, its boxes in pixels of the picture as it was before it was prepared.
-
-    Images of other sizes than the first are seen one at a time: with what they are filled up by, slots would change.
-    """
+    """What is found in each image, its boxes in pixels of the picture as it was before it was prepared."""
     found: list[dict[str, Tensor]] = []
-    alike = len(set(batch.sizes)) == 1
-    for images, sizes in [(batch.images, batch.sizes)] if alike else alone(batch):
+    for images, sizes in alike(batch):
         found += model(images.contiguous(memory_format=torch.channels_last), sizes)
     for each, seen, target in zip(found, batch.sizes, batch.targets, strict=True):
         factors = [whole / part for whole, part in zip(target["size"], seen, strict=True)]
         each["boxes"] = each["boxes"] * each["boxes"].new_tensor([*factors[::-1], *factors[::-1]])
     return found
-
-
-def alone(batch: Batch) -> Iterator[tuple[Tensor, list[tuple[int, int]]]]:
-    """Each image of a batch (1, C, H, W), filled up as it would be by itself, and its size."""
-    for image, size in zip(batch.images, batch.sizes, strict=True):
-        height, width = (-(-side // FILLED) * FILLED for side in size)
-        yield image[None, :, :height, :width], [size]
 
 
 def align(source: Source, description: Description, data: str) -> Source:

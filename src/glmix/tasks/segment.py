@@ -15,7 +15,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from glmix.data.check import check_maps
 from glmix.data.images import BadImage, full_size
-from glmix.data.loading import Batch, Transform, padded
+from glmix.data.loading import Batch, Transform, alike, padded
 from glmix.data.masks import IGNORED, open_maps
 from glmix.data.prepare import LEAST_SIDE, Preparation
 from glmix.data.samples import Sample, Source
@@ -134,16 +134,10 @@ class SegmentLoss:
 
 
 def forward(model: nn.Module, batch: Batch) -> list[Tensor]:
-    """Class indices (H, W) of every pixel of each picture, as large as it was before it was prepared.
-
-    Images of other sizes than the first are not filled up, but seen one at a time: what is filled in would change them.
-    """
-    alike = len(set(batch.sizes)) == 1
-    parts = [batch.images] if alike else [image[None] for image in batch.images]
+    """Class indices (H, W) of every pixel of each picture, as large as it was before it was prepared."""
     found: list[Tensor] = []
     targets = iter(batch.targets)
-    for part in parts:
-        height, width = batch.sizes[len(found)]
+    for part, ((height, width), *_) in alike(batch, 1):
         for scores in model(part[..., :height, :width].contiguous(memory_format=torch.channels_last)):
             size = next(targets)["size"]
             found.append(F.interpolate(scores[None].float(), size, mode="bilinear", align_corners=False)[0].argmax(0))
