@@ -502,6 +502,22 @@ def test_yolo_labels_of_no_picture_are_named(yolo: Path):
     assert "train/labels/other.txt: labels without a picture" in said(data)
 
 
+def test_yolo_pictures_of_both_splits_are_for_training(yolo: Path):
+    """As in samples for a first try, whose `train` and `val` are one folder."""
+    described = (yolo / "data.yaml").read_text()
+    (yolo / "data.yaml").write_text(described.replace("../valid", "../train"))
+    data = open_objects(yolo)
+    assert sorted(data.split("train").files + data.split("val").files) == ["train/images/a.png", "train/images/b.png"]
+    assert "train/images/a.png, train/images/b.png: pictures of val, which train has too" in said(data)
+    (yolo / "data.yaml").write_text(
+        described.replace("../valid/images", "[../valid/images, train/images, valid/images]")
+    )
+    data = open_objects(yolo)
+    assert data.split("val").files == ["valid/images/a.png", "valid/images/b.png"] and "which train has too" in said(
+        data
+    )
+
+
 def test_yolo_key_points_are_passed_over(yolo: Path):
     described = (yolo / "data.yaml").read_text()
     (yolo / "data.yaml").write_text(described + "kpt_shape: [3, 2]\n")

@@ -49,7 +49,8 @@ def read_description(where: str, text: bytes) -> dict[str, Any]:
 def scan_yolo(origin: str, tree: Tree, file: str, content: dict[str, Any] | None = None) -> DataSet:
     """The pictures and objects that a data.yaml names. A picture without a text file has no objects.
 
-    The file's `content` may be given: it need not lie in `tree`.
+    A picture of train that val names too, as in samples for a first try, is for training alone; where nothing is left
+    of val, a tenth is held out as in data without splits. The file's `content` may be given: it need not lie in `tree`.
 
     A line is a class's number and four shares (a box by its middle and size) or six and more (a polygon).
 
@@ -66,19 +67,21 @@ def scan_yolo(origin: str, tree: Tree, file: str, content: dict[str, Any] | None
     paths: list[str] = []
     records: list[Record] = []
     words: list[str] = []
+    seen: dict[str, str] = {}  # the split of each
     for key, word in SPLITS.items():
         for path in _pictures(origin, tree, file, content, key):
-            if path in paths[-1:] or word == "test":
+            if word == "test" or seen.get(path) == word:
                 continue
+            if path in seen:
+                left_out.add("pictures of val, which train has too", path)
+                continue
+            seen[path] = word
             labels = written.get(one_form(_labels_of(path)).lower())
             rows = list(_rows(origin, tree, labels, ids, boxes, points)) if labels else []
             spoken.update([labels] if labels else [])
             paths.append(path)
             records.append(Record(None, rows))
             words.append(word)
-    if len(set(paths)) < len(paths):
-        twice = next(path for path in paths if paths.count(path) > 1)
-        raise UserError(f"{origin}: {twice} is named twice, perhaps in two splits; {file} must name each picture once")
     folders = {labels.rpartition("/")[0] for labels in spoken} | {_labels_of(p).rpartition("/")[0] for p in paths}
     tested = {one_form(_labels_of(path)).lower() for path in _pictures(origin, tree, file, content, "test")}
     for plain, name in written.items():
