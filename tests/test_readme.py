@@ -15,7 +15,8 @@ from reference import as_released
 from glmix.cli import COMMANDS, main
 
 README = (ROOT / "README.md").read_text()
-SHORT = "--epochs 1 --batch-size 4 --image-size 32 --workers 0 --precision fp32 --warmup-epochs 0".split()
+SHORT = "--epochs 1 --batch-size 4 --workers 0 --precision fp32 --warmup-epochs 0"
+SIZES = {"classify": "--image-size 32", "detect": "--image-size 48 64", "segment": "--image-size 48 --crop-size 32"}
 FOR_EVAL = ["--workers", "0"]
 
 
@@ -24,6 +25,12 @@ def test_python_block_runs():
     assert blocks
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {})
+
+
+def short(command: list[str]) -> list[str]:
+    """Options that make a training of the README short."""
+    task = command[command.index("--task") + 1] if "--task" in command else "classify"
+    return f"{SHORT} {SIZES[task]}".split()
 
 
 def draw(path: Path, channel: int, seed: int) -> None:
@@ -53,6 +60,16 @@ def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         mask = np.zeros((48, 64), np.uint8)
         mask[8:30, 10:40] = 1
         Image.fromarray(mask).save(voc / "SegmentationObject" / f"{name}.png")
+    for split in ("train", "val"):
+        objects = [{"id": i, "image_id": i, "category_id": 1, "bbox": [10, 8, 30, 22]} for i in range(4)]
+        pictures = [{"id": i, "file_name": f"{split}/{i}.jpg", "width": 64, "height": 48} for i in range(4)]
+        for i in range(4):
+            draw(tmp_path / "COCO_DIR" / split / f"{i}.jpg", i % 3, i)
+            draw(tmp_path / "MASKS_DIR" / split / "images" / f"{i}.jpg", i % 3, i)
+            (tmp_path / "MASKS_DIR" / split / "masks").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask).save(tmp_path / "MASKS_DIR" / split / "masks" / f"{i}.png")
+        coco = {"images": pictures, "annotations": objects, "categories": [{"id": 1, "name": "plum"}]}
+        (tmp_path / "COCO_DIR" / f"instances_{split}.json").write_text(json.dumps(coco))
     torch.manual_seed(0)
     torch.save({"model": as_released(timm.create_model("glnet_4g"), "glnet_4g")}, tmp_path / "glnet_4g.pth")
     return tmp_path
@@ -64,7 +81,7 @@ def test_commands_run(stand_ins: Path, capsys: pytest.CaptureFixture):
     for command in commands(README):
         if "COMMAND" in command or command == ["models"]:  # both are run below
             continue
-        more = SHORT if command[0] == "train" and "--resume" not in command else []
+        more = short(command) if command[0] == "train" and "--resume" not in command else []
         more = FOR_EVAL if command[0] == "eval" else more
         status = main([*command, *more])
         printed = capsys.readouterr()
@@ -72,7 +89,8 @@ def test_commands_run(stand_ins: Path, capsys: pytest.CaptureFixture):
         assert printed.out.strip(), command
         done.append(command[0])
     assert {"train", "eval", "predict", "explain", "slots", "convert"} <= set(done)
-    made = ["runs/mine/best.safetensors", "glnet_4g.safetensors", "slots/photo.slots.png", "slots/report.html"]
+    made = ["runs/mine/best.safetensors", "glnet_4g.safetensors", "slots/photo.slots.png", "slots/report.html",
+            "runs/areas/best.safetensors", "seen/photo.objects.png"]  # fmt: skip
     for path in [*made, "slots/arrays/0.jpg.npz"]:
         assert (stand_ins / path).stat().st_size, path
 
