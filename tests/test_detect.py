@@ -1,6 +1,7 @@
 """Detectors: heads against torchvision's, training, measures against pycocotools, prediction."""
 
 import json
+import shutil
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -291,8 +292,23 @@ def test_perfect_boxes_count_as_perfect(root: Path):
     assert metrics.details()["worst"] == []
 
 
-def test_figures_of_imperfect_boxes_are_pycocotools(root: Path):
-    """Boxes moved, missed and invented, of wrong classes, and with ties among the scores."""
+@pytest.mark.parametrize("edge", [False, True])
+def test_figures_of_imperfect_boxes_are_pycocotools(edge: bool, root: Path, tmp_path: Path):
+    """Boxes moved, missed and invented, of wrong classes, and with ties among the scores; objects over the edge."""
+    if edge:
+        root = Path(shutil.copytree(root, tmp_path / "edge"))
+        content = json.loads((root / "annotations" / "instances_val.json").read_text())
+        for number, each in enumerate(content["annotations"]):
+            if number % 2:
+                each["bbox"] = [
+                    -1.5,
+                    -1.5,
+                    each["bbox"][0] + each["bbox"][2] + 1.5,
+                    each["bbox"][1] + each["bbox"][3] + 1.5,
+                ]
+                del each["segmentation"]
+        content["annotations"][0]["area"] = 0
+        write_json(root, "instances_val.json", content)
     rng = np.random.default_rng(0)
     metrics = CocoNumbers(Description(classes=["red", "blue"], names=["red", "blue"]))
     source = open_objects(root).split("val")
@@ -425,7 +441,9 @@ def test_mistakes(run: Path, root: Path, photos: Path, tmp_path: Path, capsys):
     assert "class folders are for --task classify" in mistake(
         capsys, "train", "--out", tmp_path / "run", "--data", photos, *OPTIONS
     )
-    assert "class folders are for --task classify" in mistake(capsys, "eval", "--checkpoint", run, "--data", photos)
+    told = mistake(capsys, "eval", "--checkpoint", run, "--data", photos)
+    assert "class folders are for --task classify" in told and f"({run} is for detect)" in told
+    assert "--backbone-norm sync needs CUDA" in refused("--backbone-norm", "sync")
     assert "nothing to draw" in mistake(capsys, "predict", "--pictures", tmp_path, root / "val" / "0.png")
     other = tmp_path / "other"
     write_split(other, "train", 6, 0, {"red": 1, "blue": 2})
@@ -440,7 +458,7 @@ def test_mistakes(run: Path, root: Path, photos: Path, tmp_path: Path, capsys):
         del each["segmentation"]
     write_json(other, "instances_train.json", content)
     told = mistake(capsys, "train", "--out", tmp_path / "run", "--data", other, *OPTIONS, "--head", "mask-rcnn")
-    assert "object 1, has no mask, and mask-rcnn learns from masks" in told
+    assert "objects have no mask, and mask-rcnn learns from masks" in told and "object 1, has no mask" in told
 
 
 def test_a_broken_picture_ends_no_run(root: Path, tmp_path: Path, capsys):

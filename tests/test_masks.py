@@ -496,7 +496,7 @@ def flawed(tmp_path: Path) -> Path:
 def test_all_is_checked(flawed: Path, capsys: pytest.CaptureFixture):
     a, b, c, d = (int(n) for n in (flawed / "bad.md").read_text().split())
     whole = open_maps(str(flawed)).whole
-    problems = check_maps(whole)
+    problems = check_maps(whole).unusable
     assert [Path(found.name).name for found in problems] == [f"{a:02}.png", f"{b:02}.png", f"{c:02}.jpg", f"{d:02}.png"]
     assert "6 x 2" in problems[0].reason and "number 7" in problems[1].reason
     with pytest.raises(BadImage, match=f"masks/{a:02}.png"):
@@ -507,7 +507,7 @@ def test_all_is_checked(flawed: Path, capsys: pytest.CaptureFixture):
 
 def test_what_is_well_is_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture):
     pair(listed(tmp_path))
-    assert check_maps(open_maps(str(tmp_path)).whole) == []
+    assert check_maps(open_maps(str(tmp_path)).whole).unusable == []
     picture(tmp_path / "images" / "b.jpg")
     printed = output(capsys, "check-data", "--data", tmp_path, "--task", "segment")
     assert "1 images, 3 classes" in printed and "not used: images/b.jpg: image without a mask" in printed
@@ -517,8 +517,38 @@ def test_masks_that_hold_the_first_class_alone(tmp_path: Path):
     pair(listed(tmp_path, "ground\nroad\n"), np.where(SOLID > 0, 255, 0).astype(np.uint8), "a")
     pair(tmp_path, SOLID > 1, "b")  # of one bit
     whole = open_maps(str(tmp_path)).whole
-    assert check_maps(whole) == []
-    assert "is 255 a class?" in check_maps(whole.take([0]))[0].reason
+    assert check_maps(whole).unusable == []
+    assert "is 255 a class?" in check_maps(whole.take([0])).unusable[0].reason
+
+
+def test_a_mask_of_another_split_is_not_taken(tmp_path: Path):
+    listed(tmp_path)
+    for split, name in (("train", "a"), ("val", "b")):
+        picture(tmp_path / "images" / split / f"{name}.jpg")
+        mask(tmp_path / "masks" / split / f"{name}.png")
+    picture(tmp_path / "images" / "train" / "c.jpg")
+    mask(tmp_path / "masks" / "val" / "c.png")
+    data = open_maps(str(tmp_path))
+    assert data.split("train").files == ["images/train/a.jpg"]
+    assert "images/train/c.jpg: image without a mask" in said(data)
+    assert "masks/val/c.png: mask without an image" in said(data)
+
+
+def test_masks_of_255_alone(tmp_path: Path):
+    pair(listed(tmp_path, "ground\nroad\n"), np.full((4, 6), 255, np.uint8))
+    assert "masks hold 255 alone (first: masks/a.png)" in refused(tmp_path)
+
+
+def test_what_looks_odd_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """A mask of 0 and 255 among those of 0 and 1, and a class that no mask has."""
+    listed(tmp_path / "two", "ground\nroad\n")
+    pair(tmp_path / "two", (SOLID > 0).astype(np.uint8), "a")
+    pair(tmp_path / "two", np.where(SOLID > 0, 255, 0).astype(np.uint8), "b")
+    printed = output(capsys, "check-data", "--data", tmp_path / "two", "--task", "segment")
+    assert "note: images/b.jpg: 1 of 2 masks hold nothing but ground and what is ignored; is 255 road there?" in printed
+    pair(listed(tmp_path / "three"), (SOLID > 0).astype(np.uint8))
+    printed = output(capsys, "check-data", "--data", tmp_path / "three", "--task", "segment")
+    assert "note: class tree: not in any image" in printed
 
 
 def test_the_digest_tells_other_masks(tmp_path: Path):

@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import output
 from objects import coco, rectangle, scene, write_json, write_split
 from PIL import Image, ImageOps
 
+from glmix.data.coco import segmentation_of
 from glmix.data.detection import open_objects
 from glmix.data.images import BadImage
+from glmix.data.objects import encoded, run_counts
 from glmix.data.samples import DataSet
 from glmix.errors import UserError
 
@@ -130,6 +133,119 @@ def test_masks_in_parts(tmp_path: Path):
     assert "annotation 1: polygon of fewer than three points" in said(data) and len(data.whole.read(0).target) == 1
 
 
+@pytest.mark.parametrize(("mask", "words"), [
+    ([[1, 1, 9e8, 1, 9e8, 20, 1, 20]], "polygon far outside its picture"),
+    ({"size": [48, 64], "counts": "0" * 2 + "Pd00N"}, "run lengths do not fill"),
+    ({"size": [48, 64], "counts": "PP3P"}, "mask that cannot be read"),
+])  # fmt: skip
+def test_masks_that_would_end_a_training_are_named(mask: Any, words: str, root: Path):
+    """Far points took all memory, and run lengths below 0 raised in a loading process."""
+    content = json.loads((root / "annotations" / "instances_train.json").read_text())
+    content["annotations"][0]["segmentation"] = mask
+    write_json(root, "instances_train.json", content)
+    data = open_objects(root)
+    assert f"annotation 1: {'mask whose ' if 'fill' in words else ''}{words}" in said(data)
+
+
+def test_run_lengths_below_zero():
+    text = encoded(np.ones((4, 4)))["counts"]
+    assert run_counts(text) == [0, 16]
+    for counts in ([20, -4], [8, -1, 9]):
+        runs = "".join(_compressed(count) for count in counts)
+        assert run_counts(runs) == counts
+        assert segmentation_of({"size": [4, 4], "counts": runs}, (4, 4))[1]
+
+
+def _compressed(value: int) -> str:
+    """One number of COCO's compressed text (without differences, so for the first three of a mask)."""
+    signs = ""
+    while True:
+        bits, value = value & 31, value >> 5
+        last = value == (-1 if bits & 16 else 0)
+        signs += chr(48 + (bits if last else bits | 32))
+        if last:
+            return signs
+
+
+def test_a_text_nested_without_end(root: Path):
+    (root / "annotations" / "instances_train.json").write_text("[" * 200_000)
+    with pytest.raises(UserError, match=r"instances_train.json cannot be read as JSON"):
+        open_objects(root)
+
+
+def test_run_lengths_row_by_row(root: Path):
+    """A common mistake of scripts: COCO's run lengths go down the columns."""
+    content = json.loads((root / "annotations" / "instances_train.json").read_text())
+    for each in content["annotations"]:
+        x, y, width, height = each["bbox"]
+        flat = np.zeros((48, 64), np.uint8)
+        flat[y : y + height, x : x + width] = 1
+        edges = np.flatnonzero(np.diff(flat.ravel(), prepend=0, append=0)).tolist()
+        each["segmentation"] = {"size": [48, 64], "counts": np.diff([0, *edges, flat.size]).tolist()}
+    write_json(root, "instances_train.json", content)
+    with pytest.raises(UserError, match="boxes are not those of their masks.*run lengths row by row"):
+        open_objects(root)
+
+
+def test_a_mask_elsewhere_than_its_box(root: Path):
+    for seed in range(20, 40):
+        write_more(root, seed)
+    content = json.loads((root / "annotations" / "instances_train.json").read_text())
+    content["annotations"][0]["segmentation"] = rectangle([0, 0, 4, 4])
+    content["annotations"][1]["segmentation"] = {"size": [48, 64], "counts": [48 * 64]}
+    write_json(root, "instances_train.json", content)
+    data = open_objects(root)
+    assert "annotation 1: box that is not the one around its mask" in said(data)
+    assert "annotation 2: mask without a pixel, so that its box alone is kept" in said(data)
+    found = data.split("train").read(0).target
+    assert len(found) == 1 and found.segmentations == [None] and not found.learned(masks=True).any()
+
+
+def write_more(root: Path, seed: int) -> None:
+    """One more picture of train."""
+    content = json.loads((root / "annotations" / "instances_train.json").read_text())
+    picture, found = scene(seed)
+    picture.save(root / "train" / f"{seed}.png")
+    more = coco([found], IDS)
+    more["images"][0] |= {"id": seed, "file_name": f"{seed}.png"}
+    for each in more["annotations"]:
+        each |= {"id": len(content["annotations"]) + 1, "image_id": seed}
+        content["annotations"].append(each)
+    content["images"] += more["images"]
+    write_json(root, "instances_train.json", content)
+
+
+def test_a_picture_of_another_split_is_not_taken(root: Path):
+    (root / "test").mkdir()
+    (root / "train" / "2.png").rename(root / "test" / "2.png")
+    data = open_objects(root)
+    assert len(data.split("train")) == 2 and "2.png (image 2): picture that is not there" in said(data)
+
+
+def test_pictures_of_both_splits_in_one_folder(root: Path):
+    """As of competitions, whose training pictures are divided by lists: the folder is called for training, and holds all."""
+    for i in range(2):
+        (root / "val" / f"{i}.png").rename(root / "train" / f"v{i}.png")
+    (root / "val").rmdir()
+    content = json.loads((root / "annotations" / "instances_val.json").read_text())
+    for each in content["images"]:
+        each["file_name"] = f"v{each['file_name']}"
+    write_json(root, "instances_val.json", content)
+    assert open_objects(root).split("val").files == ["train/v0.png", "train/v1.png"]
+
+
+def test_classes_that_nothing_shows_are_named(root: Path, capsys: pytest.CaptureFixture):
+    for split in ("train", "val"):
+        content = json.loads((root / "annotations" / f"instances_{split}.json").read_text())
+        content["categories"] += [{"id": 8, "name": "green"}, {"id": 9, "name": "grey"}]
+        if split == "val":
+            content["annotations"][0]["category_id"] = 9
+        write_json(root, f"instances_{split}.json", content)
+    printed = output(capsys, "check-data", "--task", "detect", "--data", root)
+    assert "note: class grey: not in any training image, but in validation" in printed
+    assert "note: class green: not in any training image" in printed
+
+
 @pytest.mark.parametrize("mask", [
     {"size": [48, 64], "counts": [5, "x"]}, {"size": [48, 64], "counts": "b'abc"}, {"size": 48, "counts": [3072]},
     [[None] * 6],
@@ -174,7 +290,7 @@ def test_boxes_that_are_not_those_of_their_polygons(root: Path):
         x, y, width, height = each["bbox"]
         each["segmentation"] = rectangle([x, y, x + width // 2, y + height // 2])
     write_json(root, "instances_train.json", content)
-    with pytest.raises(UserError, match="boxes are not those of their polygons"):
+    with pytest.raises(UserError, match="boxes are not those of their masks"):
         open_objects(root)
 
 
@@ -197,9 +313,11 @@ def test_nothing_to_measure_is_said(root: Path):
 
 
 def test_a_box_a_pixel_outside_is_cut(tmp_path: Path):
-    data = single(tmp_path, {"bbox": [-1, 20, 30, 29]})
+    data = single(tmp_path, {"bbox": [-1, 20, 30, 29], "segmentation": None})
     assert data.whole.read(0).target.boxes.tolist() == [[0, 20, 29, 48]] and not data.left_out
-    assert "annotation 1: box that reaches outside" in said(single(tmp_path, {"bbox": [40, 20, 60, 20]}))
+    assert "annotation 1: box that reaches outside" in said(
+        single(tmp_path, {"bbox": [40, 20, 60, 20], "segmentation": None})
+    )
 
 
 def test_corners_instead_of_sides(root: Path):

@@ -2,8 +2,8 @@
 
 from typing import Literal
 
-from glmix.data.check import check_samples
-from glmix.data.samples import NOT_THERE, OTHER_SPLITS, Skipped
+from glmix.data.check import Checked, check_samples, gaps
+from glmix.data.samples import LOST, OTHER_SPLITS, Skipped
 from glmix.errors import UserError
 from glmix.tasks import task_named
 
@@ -22,16 +22,27 @@ def check_data(data: str, task: Literal["segment", "detect", "classify"]) -> Non
     for found in opened.left_out:
         every = [] if found.reason.startswith(OTHER_SPLITS) else getattr(found, "every", [])
         each = [Skipped(name, found.reason) for name in every] or [found]
-        absent += each if found.reason == NOT_THERE else []
+        absent += each if found.reason in LOST else []
         for one in each:
             print(f"not used: {one}")
-    unusable = (meant.check or check_samples)(whole)
+    parts = {split: whole.take(indices) for split, indices in opened.named.items()} or {"": whole}
+    checks = {split: (meant.check or check_samples)(source) for split, source in parts.items()}
+    unusable = [found for checked in checks.values() for found in checked.unusable]
     for found in unusable:
         print(f"unusable: {found}")
+    for note in [note for checked in checks.values() for note in checked.notes] + lacking(whole.classes, checks):
+        print(f"note: {note}")
     problems = absent + unusable
-    parts = ", ".join(f"{len(indices)} {split}" for split, indices in opened.named.items())
-    print(f"{len(whole)} images{f' ({parts})' if parts else ''}, {len(whole.classes)} classes")
+    counts = ", ".join(f"{len(indices)} {split}" for split, indices in opened.named.items())
+    print(f"{len(whole)} images{f' ({counts})' if counts else ''}, {len(whole.classes)} classes")
     if problems:
         raise UserError(
             f"{data}: {len(problems)} of {len(whole) + len(absent)} images cannot be used (first: {problems[0]})"
         )
+
+
+def lacking(classes: list[str], checks: dict[str, Checked]) -> list[Skipped]:
+    """The classes that are not in the images, where the check of the splits, or of all, tells it."""
+    learned = next(iter(checks.values())) if "train" not in checks else checks["train"]
+    held_out = checks["val"].classes if "val" in checks and "train" in checks else None
+    return gaps(classes, learned.classes, held_out) if learned.classes else []

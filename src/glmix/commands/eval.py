@@ -131,7 +131,7 @@ def eval(  # noqa: A001  (the command's name)
             seen = own.views(model, flip, scales or [1.0], window)
         except ValueError as error:
             raise UserError(str(error)) from error
-    source = own.align(held_out(own.open(data), described), described, data)
+    source = own.align(held_out(opened(own, data, checkpoint), described), described, data)
     if limit:
         source = source.take(spread(len(source), limit))
     answers = Answers()
@@ -286,6 +286,18 @@ def probe(
     told = ", ".join(f"{kinds[name][0]} top-1 {value:.2f} %" for name, value in scores.items())
     print(f"{told} on {counts['val']} images, by frozen features of {counts['train']}")
     print_skipped([one for part in found.values() for one in part.skipped])
+
+
+def opened(task: Task, data: str, checkpoint: str) -> DataSet:
+    """The data, for a checkpoint of this task.
+
+    Raises:
+        UserError: it is none of that task's; names the checkpoint too, which may be of another one than was meant.
+    """
+    try:
+        return task.open(data)
+    except UserError as error:
+        raise UserError(f"{error} ({checkpoint} is for {task.name})") from error
 
 
 def held_out(data: DataSet, described: Description) -> Source:

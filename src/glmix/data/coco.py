@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
@@ -11,14 +12,16 @@ from urllib.parse import unquote
 from PIL import ExifTags, Image
 
 from glmix.data.folders import Tree
-from glmix.data.naming import SPLITS, find_splits, one_form, split_word, words_of
-from glmix.data.objects import Boxes, Record, Row, Size, bounds, data_set, decoded, run_lengths, united
-from glmix.data.samples import NOT_THERE, DataSet, LeftOut
+from glmix.data.naming import SPLITS, find_splits, one_form, split_of, split_word, words_of
+from glmix.data.objects import Boxes, Record, Row, Size, box_of, data_set, run_counts, united
+from glmix.data.samples import NOT_THERE, TURNED, DataSet, LeftOut
 from glmix.errors import UserError
 
 PARTS = ("images", "annotations", "categories")
 OTHER_KINDS = ("captions", "panoptic", "stuff", "person_keypoints", "image_info")  # of COCO's own files
 UNREADABLE = (TypeError, ValueError, SyntaxError, AttributeError, LookupError, OverflowError)  # what odd JSON raises
+NO_JSON = (ValueError, RecursionError)  # what a text raises that is none, or is nested without end
+FAR = 10  # times a picture's longer side: where points of a polygon are no slip of the hand
 
 
 def annotation_files(tree: Tree) -> list[str]:
@@ -39,7 +42,7 @@ def annotation_files(tree: Tree) -> list[str]:
 def _is_coco(tree: Tree, name: str) -> bool:
     try:
         content = json.loads(_text(tree, name))
-    except ValueError:
+    except NO_JSON:
         return False
     return isinstance(content, dict) and all(part in content for part in ("images", "annotations"))
 
@@ -90,7 +93,7 @@ def scan_coco(origin: str, tree: Tree, files: Sequence[str]) -> DataSet:
 def _read(origin: str, tree: Tree, name: str) -> dict[str, Any]:
     try:
         content = json.loads(_text(tree, name))
-    except (ValueError, OSError) as error:
+    except (*NO_JSON, OSError) as error:
         raise UserError(f"{origin}: {name} cannot be read as JSON ({error})") from error
     missing = [part for part in PARTS if not isinstance(content, dict) or not isinstance(content.get(part), list)]
     if missing:
@@ -138,6 +141,7 @@ def _rows(
                 raise UserError(f"{where}: number {place} of {part} is {json.dumps(each)[:60]}, not one of COCO's form")
     sizes = {image.get("id"): _size(image) for image in content["images"]}
     index = {name: i for i, name in enumerate(classes)}
+    measured = any(_area(annotation) for annotation in content["annotations"])  # else a 0 is no area, but none
     found: dict[Any, list[Row]] = defaultdict(list)
     for annotation in content["annotations"]:
         name = f"{file}: annotation {annotation.get('id')}"
@@ -165,21 +169,23 @@ def _rows(
         if problem and problem != TOO_FEW:
             continue
         box = annotation.get("bbox")
-        if box is None and isinstance(segmentation, list):
-            corners: Any = bounds(segmentation)
-        elif box is None and segmentation is not None and sizes[image]:
-            corners = _box_of_runs(segmentation, sizes[image])
-        else:
-            corners = _corners(box)
-        usable = boxes.usable(corners, sizes[image] or (10**9, 10**9), name)
-        if usable is not None:
-            if isinstance(segmentation, list) and box is not None:
-                boxes.compare(usable, segmentation, name)
-            area = annotation.get("area")
-            known = float(area) if isinstance(area, (int, float)) and area > 0 else None
-            crowd = str(annotation.get("iscrowd") or 0).strip().lower() not in ("0", "0.0", "false", "")
-            found[image].append(Row(index[label], usable, crowd, known, segmentation, annotation.get("id")))
+        around = box_of(segmentation, sizes[image])
+        if not around and segmentation is not None:
+            left_out.add(NO_PIXEL, name)
+            segmentation = None
+        usable = boxes.usable(around if box is None else _corners(box), sizes[image] or (10**9, 10**9), name)
+        if usable is None or (box is not None and around and not boxes.belongs(usable, around, name)):
+            continue
+        area = _area(annotation)
+        crowd = str(annotation.get("iscrowd") or 0).strip().lower() not in ("0", "0.0", "false", "")
+        known = area if area or measured else None
+        found[image].append(Row(index[label], usable, crowd, known, segmentation, annotation.get("id")))
     return found
+
+
+def _area(annotation: Mapping[str, Any]) -> float | None:
+    area = annotation.get("area")
+    return float(area) if isinstance(area, (int, float)) and 0 <= area < math.inf else None
 
 
 def _corners(box: Any) -> list[Any]:
@@ -188,11 +194,6 @@ def _corners(box: Any) -> list[Any]:
     except (TypeError, ValueError):
         return []
     return [x, y, x + width, y + height]
-
-
-def _box_of_runs(segmentation: Any, size: Any) -> list[float]:
-    rows, columns = decoded(run_lengths(segmentation, size)).nonzero()
-    return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] if len(rows) else []
 
 
 def _whole(value: Any) -> Any:
@@ -209,6 +210,8 @@ def _size(image: Mapping[str, Any]) -> Size | None:
 
 
 TOO_FEW = "polygon of fewer than three points, so that its box alone is kept"
+NO_PIXEL = "mask without a pixel, so that its box alone is kept"
+OTHER_SIZE = "mask of another size than its image"
 
 
 def segmentation_of(given: Any, size: Size | None) -> tuple[Any, str]:
@@ -225,9 +228,9 @@ def segmentation_of(given: Any, size: Size | None) -> tuple[Any, str]:
             return None, "mask without counts and size"
         shape = tuple(int(side) for side in given["size"])
         if size and shape != size:
-            return None, "mask of another size than its image"
-        total = sum(counts) if isinstance(counts, list) else sum(run_counts(counts))
-        if total != shape[0] * shape[1] or (isinstance(counts, list) and min(counts, default=0) < 0):
+            return None, OTHER_SIZE
+        runs = counts if isinstance(counts, list) else run_counts(counts)
+        if sum(runs) != shape[0] * shape[1] or min(runs, default=0) < 0:
             return None, "mask whose run lengths do not fill its image"
         return {"size": list(shape), "counts": counts}, ""
     if isinstance(given, list) and given and isinstance(given[0], dict):
@@ -241,25 +244,12 @@ def segmentation_of(given: Any, size: Size | None) -> tuple[Any, str]:
             usable = [[float(c) for c in polygon] for polygon in polygons if len(polygon) >= 6]
         except (TypeError, ValueError):
             return None, "polygon that is not numbers"
-        if any(len(polygon) % 2 or not all(abs(c) < 1e9 for c in polygon) for polygon in usable):
+        if any(len(polygon) % 2 or not all(map(math.isfinite, polygon)) for polygon in usable):
             return None, "polygon that is not pairs of numbers"
+        if any(abs(c) > FAR * max(size or (10_000,)) for polygon in usable for c in polygon):
+            return None, "polygon far outside its picture"
         return usable or None, "" if usable else TOO_FEW
     return None, ""
-
-
-def run_counts(text: str) -> list[int]:
-    """Run lengths of COCO's compressed text: 5 bits a sign, each the difference to the one before the last."""
-    counts: list[int] = []
-    value = shift = 0
-    for sign in text.encode():
-        bits = sign - 48
-        value |= (bits & 31) << shift
-        shift += 5
-        if not bits & 32:
-            value -= (1 << shift) if bits & 16 else 0
-            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-            value = shift = 0
-    return counts
 
 
 def _pictures(
@@ -288,9 +278,15 @@ def _pictures(
         if size is None and rows.get(number):
             size = finder.size(path)
             if size is None:
-                left_out.add("turned by EXIF, and nothing tells whether its annotations are", path)
+                left_out.add(TURNED, path)
                 continue
-        found.append((path, Record(size, rows.get(number, []))))
+        kept = []
+        for row in rows.get(number, []):
+            if isinstance(row.segmentation, dict) and tuple(row.segmentation["size"]) != size:
+                left_out.add(OTHER_SIZE, f"{file}: annotation {row.id}")
+            else:
+                kept.append(row)
+        found.append((path, Record(size, kept)))
     if 2 * len(found) < len(content["images"]):
         missing = next(
             str(image["file_name"]) for image in content["images"] if finder.find(str(image["file_name"]), file) is None
@@ -312,7 +308,9 @@ class Finder:
             plain = _plain(path).rpartition("/")[2]
             for name in dict.fromkeys((plain, unquote(plain))):
                 self.by_name[name].append(path)
-        self.folders = {part for path in tree.files for part in _plain(path).split("/")[:-1]}
+        folders = {_plain(path).rpartition("/")[0] for path in tree.files}
+        self.folders = {part for folder in folders for part in folder.split("/")}
+        self.splits = {split_of(folder) for folder in folders}
 
     def find(self, name: str, beside: str) -> str | None:
         """The file that `name` means, of the likeliest place by the split of the file `beside`.
@@ -323,7 +321,7 @@ class Finder:
         given = name.replace("\\", "/")
         for wanted in dict.fromkeys((given, unquote(given))):
             candidates = self.by_name.get(_plain(wanted).rpartition("/")[2], [])
-            candidates = [path for path in candidates if not self._elsewhere(path, wanted)]
+            candidates = [path for path in candidates if not self._elsewhere(path, wanted, beside)]
             if not candidates:
                 continue
             if len(candidates) == 1:  # nearly always, and there may be a hundred thousand
@@ -336,15 +334,21 @@ class Finder:
             return likeliest[0]
         return None
 
-    def _elsewhere(self, path: str, wanted: str) -> bool:
-        """Whether the wanted path says another place: a folder that is there, or another split."""
+    def _elsewhere(self, path: str, wanted: str, beside: str) -> bool:
+        """Whether the wanted path says another place: a folder that is there, or another split.
+
+        Where it says no split the file `beside` does, if pictures lie in folders of that split.
+        """
         parts, asked = _plain(path).split("/"), _plain(wanted).strip("/").split("/")
-        if len(asked) < 2 or (len(parts) > 1 and parts[-2] == asked[-2]):
+        folders = asked[:-1]
+        if folders and len(parts) > 1 and parts[-2] == folders[-1]:
             return False
-        word, other = split_word("/".join(asked[:-1])), split_word("/".join(parts[:-1]))
-        return (asked[-2] in self.folders and not set(parts) >= set(asked[:-1])) or bool(
-            word and other and word != other
-        )
+        said = split_of("/".join(folders))
+        word = said or (split_of(beside) if split_of(beside) in self.splits else "")
+        other = split_of("/".join(parts[:-1]))
+        if word and other and word != other:
+            return True
+        return bool(folders) and folders[-1] in self.folders and not set(parts) >= set(folders)
 
     def _likeness(self, path: str, wanted: str, beside: str) -> tuple[int, bool, bool, bool, int]:
         """How much of the wanted path is there; then no folder of masks, the same letters and split, and nearness."""

@@ -446,6 +446,8 @@ def _if_binary(origin: str, files: MapFiles, meaning: Meaning) -> Meaning:
             return meaning
     if IGNORED not in seen:
         return meaning
+    if 0 not in seen:
+        raise UserError(f"{origin}: masks hold 255 alone (first: {files.paths[0]}), and that is for what is ignored")
     if meaning.values != {0: 0, 1: 1, IGNORED: IGNORED}:
         raise _binary_refused(origin, files.paths[0])
     return replace(meaning, values={0: 0, IGNORED: 1})

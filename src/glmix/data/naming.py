@@ -17,6 +17,7 @@ SPLITS = {
     "val": ("val", "valid", "validation", "dev", "eval", "evaluation", "test", "testing"),
 }
 SPLIT_WORDS = {word for words in SPLITS.values() for word in words}
+SYNONYMS = {word: split for split, words in SPLITS.items() for word in words if word.startswith(split)}
 FILLERS = {"set", "data", "dataset", "split", "images", "image", "imgs", "img", "photos"}  # beside a split's word
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo")
 LABEL_COLUMNS = ("label", "labels", "class", "finelabel", "cls", "classname", "labelname", "category", "target")
@@ -102,6 +103,12 @@ def words_of(text: str) -> list[str]:
 def split_word(text: str) -> str:
     """The last word in a path or name that means a split, as "val" in "shards/in1k-val-003.tar"; "" if none does."""
     return next((word for word in reversed(words_of(text)) if word in SPLIT_WORDS), "")
+
+
+def split_of(path: str) -> str:
+    """As `split_word`, by one word for those that mean the same: "train" of "training/a.jpg"."""
+    word = split_word(path)
+    return SYNONYMS.get(word, word)
 
 
 def plain_stem(path: str) -> str:

@@ -18,7 +18,8 @@ from glmix.data.samples import DataSet, LeftOut, Sample, Skipped, Source, in_spl
 from glmix.errors import UserError, needs
 
 REACH = 2.0  # pixels: how far a box may reach outside its picture without a word
-STRAYING = 0.1  # share of the boxes that may: beyond that the numbers mean something else
+THIN = 2.0  # pixels: sides of a polygon in which there may be no pixel
+STRAYING = 0.1  # share of the objects of which something may be odd: beyond that all mean something else
 
 Size = tuple[int, int]  # height and width, in pixels
 
@@ -28,7 +29,7 @@ class Row(NamedTuple):
 
     Attributes:
         label: class index.
-        box: x0, y0, x1, y1; in pixels, or in shares of the sides where the record has no size.
+        box: x0, y0, x1, y1; in pixels, or in shares of the sides where the record has no size. As the data has it.
         crowd: whether it is a group, or too difficult: neither learned nor counted.
         area: in pixels, if the data says.
         segmentation: polygons, or run lengths as COCO has them; None where there is none.
@@ -73,7 +74,8 @@ class Objects:
 
     Attributes:
         size: height and width of the picture that all else is told in; the file's, upright.
-        boxes: (n, 4) x0, y0, x1, y1 in pixels, within the picture.
+        told: (n, 4) x0, y0, x1, y1 in pixels, as the data has them: some reach over the edge a little.
+        boxes: the same, cut to the picture.
         labels: (n,) class indices.
         crowd: (n,) whether each is a group, neither learned nor counted.
         areas: (n,) in pixels: what the data says, else the mask's, else the box's.
@@ -81,6 +83,7 @@ class Objects:
     """
 
     size: Size
+    told: NDArray[np.float64]
     boxes: NDArray[np.float64]
     labels: NDArray[np.int64]
     crowd: NDArray[np.bool_]
@@ -89,6 +92,11 @@ class Objects:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def learned(self, masks: bool) -> NDArray[np.bool_]:
+        """(n,) which are learned: no groups, and where masks are, none without one."""
+        bare = np.array([masks and each is None for each in self.segmentations], np.bool_)
+        return ~self.crowd & ~bare
 
     def masks(self, which: Sequence[int]) -> NDArray[np.uint8]:
         """Masks (n, H, W) of some of them, 0 and 1."""
@@ -136,7 +144,7 @@ def objects_of(record: Record, picture: Image.Image, name: str) -> Objects:
     rows, size = record.rows, (height, width)
     if record.size is None:
         sides = np.array([width, height, width, height])
-        boxes = np.array([row.box for row in rows]).reshape(-1, 4) * sides
+        told = np.array([row.box for row in rows]).reshape(-1, 4) * sides
         segmentations = [_scaled(row.segmentation, width, height) for row in rows]
     else:
         unturned = size if orientation < 5 else (width, height)
@@ -149,20 +157,21 @@ def objects_of(record: Record, picture: Image.Image, name: str) -> Objects:
                 f"is turned by EXIF (orientation {orientation}), and nothing tells whether its annotations are; "
                 "save it upright, without EXIF",
             )
-        boxes = np.array([row.box for row in rows], np.float64).reshape(-1, 4)
+        told = np.array([row.box for row in rows], np.float64).reshape(-1, 4)
         segmentations = [row.segmentation for row in rows]
         if record.size != size:
             turn = exif_turn(orientation, record.size)
-            boxes = turn(boxes.reshape(-1, 2, 2)).reshape(-1, 2, 2)
-            boxes = np.concatenate([boxes.min(1), boxes.max(1)], 1).reshape(-1, 4)
+            told = turn(told.reshape(-1, 2, 2)).reshape(-1, 2, 2)
+            told = np.concatenate([told.min(1), told.max(1)], 1).reshape(-1, 4)
             segmentations = [_turned(s, orientation, record.size) for s in segmentations]
-    boxes = np.clip(boxes, 0, [width, height, width, height])
+    boxes = np.clip(told, 0, [width, height, width, height])
     areas = [
         row.area if row.area is not None else _area(segmentation, box, size)
         for row, segmentation, box in zip(rows, segmentations, boxes, strict=True)
     ]
     return Objects(
         size,
+        told,
         boxes,
         np.array([row.label for row in rows], np.int64),
         np.array([row.crowd for row in rows], np.bool_),
@@ -227,6 +236,27 @@ def run_lengths(segmentation: Any, size: Size) -> dict[str, Any]:
     return segmentation | {"counts": segmentation["counts"].encode()}
 
 
+def run_counts(text: str) -> list[int]:
+    """Run lengths of COCO's compressed text: 5 bits a sign, each the difference to the one before the last.
+
+    Raises:
+        ValueError: it ends within a number.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for sign in text.encode():
+        bits = sign - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (1 << shift) if bits & 16 else 0
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("run lengths that end within a number")
+    return counts
+
+
 def united(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Run lengths of a mask in several parts, each as run lengths of the same size, as JSON can hold them."""
     runs = _library().merge([run_lengths(part, part["size"]) for part in parts])
@@ -252,6 +282,18 @@ def encoded(mask: NDArray[Any]) -> dict[str, Any]:
 # --- what readers share
 
 
+def box_of(segmentation: Any, size: Size | None) -> list[float]:
+    """The box x0, y0, x1, y1 around polygons or run lengths; empty where no pixel is in them."""
+    if segmentation is None:
+        return []
+    if isinstance(segmentation, list):
+        found = bounds(segmentation)
+        thin = min(found[2] - found[0], found[3] - found[1]) < THIN
+        return [] if thin and size and not area_of(run_lengths(segmentation, size)) else found
+    x, y, width, height = map(float, _library().toBbox(run_lengths(segmentation, segmentation["size"])))
+    return [x, y, x + width, y + height] if width else []
+
+
 def bounds(polygons: Sequence[Sequence[float]]) -> list[float]:
     """The box x0, y0, x1, y1 around polygons, whose coordinates are x and y in turn."""
     xs, ys = ([c for polygon in polygons for c in polygon[axis::2]] for axis in (0, 1))
@@ -267,7 +309,7 @@ class Boxes:
         self.first = self.first_apart = ""
 
     def usable(self, box: Sequence[Any], size: Size | None, name: str) -> list[float] | None:
-        """A box x0, y0, x1, y1 cut to its picture (to shares of 1 without `size`); None where nothing of it is left."""
+        """A box x0, y0, x1, y1 as numbers; None where nothing of it lies in its picture (in shares of 1 without `size`)."""
         try:
             numbers = [float(side) for side in box]
         except (TypeError, ValueError):
@@ -293,18 +335,20 @@ class Boxes:
             return None
         if outside > reach:
             self.left_out.add("box that reaches outside its picture, cut to it", name)
-        return cut
+        return numbers
 
-    def compare(self, box: Sequence[float], polygons: Sequence[Sequence[float]], name: str) -> None:
-        """Note whether a box is that of its polygons, at an IoU of a half."""
-        other = bounds(polygons)
+    def belongs(self, box: Sequence[float], other: Sequence[float], name: str) -> bool:
+        """Whether a box is the one around its mask, at an IoU of a half or within a few pixels."""
         across, down = (min(box[i + 2], other[i + 2]) - max(box[i], other[i]) for i in (0, 1))
         shared = max(across, 0) * max(down, 0)
         whole = sum((b[2] - b[0]) * (b[3] - b[1]) for b in (box, other)) - shared
         self.with_mask += 1
-        if shared < whole / 2:
-            self.apart += 1
-            self.first_apart = self.first_apart or name
+        if 2 * shared >= whole or max(abs(a - b) for a, b in zip(box, other, strict=True)) <= REACH:
+            return True
+        self.apart += 1
+        self.first_apart = self.first_apart or name
+        self.left_out.add("box that is not the one around its mask", name)
+        return False
 
     def check(self) -> None:
         """Raise a UserError where so many boxes look odd that they cannot be what they are taken for."""
@@ -319,8 +363,8 @@ class Boxes:
             )
         if self.apart > max(1, STRAYING * self.with_mask):
             raise UserError(
-                f"{self.origin}: {self.apart} of {self.with_mask} boxes are not those of their polygons (first: "
-                f"{self.first_apart}); are they corners, where x, y, width and height are meant?"
+                f"{self.origin}: {self.apart} of {self.with_mask} boxes are not those of their masks (first: "
+                f"{self.first_apart}); are boxes corners, where x, y, width and height are meant, or run lengths row by row?"
             )
 
 

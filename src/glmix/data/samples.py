@@ -24,6 +24,8 @@ class Skipped(NamedTuple):
 
 
 NOT_THERE = "picture that is not there"
+TURNED = "turned by EXIF, and nothing tells whether its annotations are"
+LOST = (NOT_THERE, TURNED)  # why a picture with annotations is left out whole
 OTHER_SPLITS = "of no split that is used"
 
 

@@ -8,7 +8,7 @@ from glmix.data.folders import Tree
 from glmix.data.images import READABLE
 from glmix.data.naming import SPLIT_WORDS, SPLITS, named_in_list, one_form, plain_stem, split_word
 from glmix.data.objects import Boxes, Record, Row, Size, data_set
-from glmix.data.samples import NOT_THERE, DataSet, LeftOut
+from glmix.data.samples import NOT_THERE, TURNED, DataSet, LeftOut
 from glmix.errors import UserError
 
 
@@ -35,7 +35,7 @@ def scan_voc(origin: str, tree: Tree, files: list[str]) -> DataSet:
             continue
         size = _size(root) or finder.size(path)
         if size is None:
-            left_out.add("turned by EXIF, and nothing tells whether its annotations are", path)
+            left_out.add(TURNED, path)
             continue
         found.append((name, path, root, size))
     if not found:

@@ -13,6 +13,7 @@ from glmix.models.load import (
     load_body,
     names_model,
     network_of,
+    parts_beside_body,
 )
 
 __all__ = [
@@ -29,4 +30,5 @@ __all__ = [
     "load_body",
     "names_model",
     "network_of",
+    "parts_beside_body",
 ]

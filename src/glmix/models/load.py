@@ -120,6 +120,15 @@ def body_among(description: Description, tensors: dict[str, Tensor]) -> dict[str
     return {key.removeprefix("backbone."): value for key, value in tensors.items() if key.startswith("backbone.")}
 
 
+def parts_beside_body(checkpoint: str | Path) -> list[str]:
+    """The parts of a checkpoint that are not of the body, such as 'head': what `load_body` does not take from another task."""
+    description, tensors = read_checkpoint(weights_file(checkpoint))
+    beside = [
+        k for k in tensors if not (k.startswith("backbone.") if description.head else not k.startswith(CLASSIFIERS))
+    ]
+    return sorted({key.partition(".")[0] for key in beside})
+
+
 def _create_from(
     name: str,
     variant: str,

@@ -7,9 +7,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from glmix.errors import UserError
-from glmix.models import load_body, network_of
+from glmix.models import load_body, network_of, parts_beside_body
 from glmix.models.description import Description
-from glmix.ranges import NonNegativeInt
+from glmix.ranges import NonNegativeInt, Pair, PositiveFloat
 from glmix.training.grids import check_grids
 from glmix.training.options import TrainOptions
 
@@ -27,6 +27,9 @@ class DenseOptions(TrainOptions):
         check: read all of the data before the run begins, and name what of it cannot be used and is left out.
     """
 
+    # what small networks were trained with here; the published ones' recipes have 1e-4 and below
+    batch_size: Pair = 8
+    lr: PositiveFloat = 1e-3
     head: str = ""
     head_channels: NonNegativeInt = 0
     backbone_norm: Literal["frozen", "sync", "train"] = "train"
@@ -37,7 +40,6 @@ class DenseOptions(TrainOptions):
     FREE: ClassVar[set[str]] = TrainOptions.FREE | {"check"}
 
     def __post_init__(self) -> None:
-        self.sync_bn = self.sync_bn or self.backbone_norm == "sync"
         super().__post_init__()
         for option, asked in (
             ("backbone_norm frozen", self.backbone_norm == "frozen"),
@@ -45,6 +47,13 @@ class DenseOptions(TrainOptions):
         ):
             if asked and not self.init:
                 raise ValueError(f"{option}: only with --init, whose weights are then kept")
+
+    @property
+    def shared_statistics(self) -> bool:
+        return self.sync_bn or self.backbone_norm == "sync"
+
+    def needing_cuda(self) -> dict[str, bool]:
+        return super().needing_cuda() | {"--backbone-norm sync": self.backbone_norm == "sync"}
 
     def described_head(self) -> dict[str, Any]:
         return {"name": self.head, "head_channels": self.head_channels}
@@ -63,6 +72,8 @@ def start(model: nn.Module, options: DenseOptions, description: Description) -> 
         kept = load_body(model, options.init, description.classes) == "head kept"
         said = f"{options.init}: all {len(net.state_dict())} entries of the backbone are taken; the head is "
         said += "taken too" if kept else "new"
+        left = [] if kept else parts_beside_body(options.init)
+        said += f"; not taken: {', '.join(left)}" if left else ""
     if options.backbone_norm == "frozen":
         for part in net.modules():
             if isinstance(part, _BatchNorm):

@@ -16,11 +16,12 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import masks_to_boxes
 from torchvision.transforms import InterpolationMode, v2
 
-from glmix.data.check import check_samples
+from glmix.console import say
+from glmix.data.check import check_objects
 from glmix.data.detection import open_objects
 from glmix.data.images import full_size
 from glmix.data.loading import Batch, Transform, alike, padded
-from glmix.data.objects import Objects, ObjectSource, area_of, decoded, encoded, run_lengths
+from glmix.data.objects import STRAYING, Objects, ObjectSource, area_of, decoded, encoded, run_lengths
 from glmix.data.prepare import Preparation
 from glmix.data.samples import Sample, Source
 from glmix.errors import UserError, needs
@@ -142,7 +143,7 @@ class Augmented:
 
     def __call__(self, sample: Sample) -> Sample:
         picture, objects = sample.image, sample.target
-        learned = np.flatnonzero(~objects.crowd)
+        learned = np.flatnonzero(objects.learned(self.masks))
         canvas = (picture.height, picture.width)
         factor = np.array([*canvas[::-1], *canvas[::-1]]) / [*objects.size[::-1], *objects.size[::-1]]
         parts: dict[str, Any] = {
@@ -185,16 +186,21 @@ def training(
     """Training images through the augmentations of the options.
 
     Raises:
-        UserError: masks are to be learned, and an object has none.
+        UserError: masks are to be learned, and more than a tenth of the objects have none.
     """
     masks = options.head == "mask-rcnn"
     if masks:
-        for i, name in enumerate(source.files):
-            bare = next((r for r in source.targets[i].rows if r.segmentation is None and not r.crowd), None)
-            if bare:
+        objects = [(i, row) for i in range(len(source)) for row in source.targets[i].rows if not row.crowd]
+        bare = [(i, row) for i, row in objects if row.segmentation is None]
+        if bare:
+            place, row = bare[0]
+            first = f"{source.files[place]}, object {row.id}, has no mask"
+            if len(bare) > STRAYING * len(objects):
                 raise UserError(
-                    f"{options.data}: {name}, object {bare.id}, has no mask, and mask-rcnn learns from masks; use --head retinanet"
+                    f"{options.data}: {len(bare)} of {len(objects)} objects have no mask, and mask-rcnn learns from masks; "
+                    f"use --head retinanet (first: {first})"
                 )
+            say(f"{len(bare)} of {len(objects)} objects are not learned: {first}")
     return source, Augmented(options, description.prepared, masks)
 
 
@@ -264,7 +270,7 @@ class CocoNumbers(nn.Module):
                 run_lengths(s, objects.size) if masks and s is not None else None for s in objects.segmentations
             ]
             bare = [s is None and masks for s in segmentations]
-            wanted = _rows(objects.boxes, objects.labels, segmentations, area=objects.areas, iscrowd=objects.crowd)
+            wanted = _rows(objects.told, objects.labels, segmentations, area=objects.areas, iscrowd=objects.crowd)
             seen = _rows(found["boxes"], found["labels"], pasted(found, objects.size), score=found["scores"])
             for row, without in zip(wanted, bare, strict=True):
                 row["bare"] = without
@@ -480,5 +486,5 @@ DETECT = Task(
     columns={"label": str, "name": str, "probability": float} | dict.fromkeys(BOX, float) | {"mask": str},
     rows=table_rows,
     forward=forward,
-    check=check_samples,
+    check=check_objects,
 )

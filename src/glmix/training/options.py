@@ -168,17 +168,25 @@ class TrainOptions:
         """Name and options of the head of a dense task; empty for the network's own."""
         return {}
 
+    @property
+    def shared_statistics(self) -> bool:
+        """Whether BatchNorm counts over all processes."""
+        return self.sync_bn
+
+    def needing_cuda(self) -> dict[str, bool]:
+        """What needs a GPU, and whether it was asked for."""
+        return {
+            "--strategy fsdp": self.strategy == "fsdp",
+            "--sync-bn": self.sync_bn,
+            "--precision fp16": self.precision == "fp16",
+        }
+
     def check_machine(self, cuda: bool) -> None:
         """Refuse what this machine cannot do, before anything is read.
 
         Raises:
             UserError: names the option.
         """
-        needing = {
-            "--strategy fsdp": self.strategy == "fsdp",
-            "--sync-bn": self.sync_bn,
-            "--precision fp16": self.precision == "fp16",
-        }
-        for name, asked in needing.items():
+        for name, asked in self.needing_cuda().items():
             if asked and not cuda:
                 raise UserError(f"{name} needs CUDA, and there is no GPU here; leave it out")

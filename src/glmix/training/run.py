@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 
 from glmix import __version__
 from glmix.console import say
+from glmix.data.check import gaps
 from glmix.data.loading import EpochOrder, Prepared, default_workers, make_loader
 from glmix.data.samples import DataSet, Source
 from glmix.errors import Stopped, UserError
@@ -156,14 +157,17 @@ def checked(task: Task, options: TrainOptions, learned: Source, held_out: Source
     lines: list[str] = []
     if task.check is None or not getattr(options, "check", False):
         return lines
-    for split, source in (("training", learned), ("validation", held_out)):
-        found = task.check(source)
+    checks = {"training": task.check(learned), "validation": task.check(held_out)}
+    for (split, checked), source in zip(checks.items(), (learned, held_out), strict=True):
+        found = checked.unusable
+        lines += [str(note) for note in checked.notes]
         if len(found) >= len(source):
             raise UserError(f"{options.data}: no {split} image can be used (first: {found[0]})")
         lines += [f"unusable: {one}" for one in found[:NAMED]]
         if len(found) > NAMED:
             lines.append(f"{len(found) - NAMED} more {split} images are unusable; `glmix check-data` names all")
-    return lines
+    there = [checked.classes for checked in checks.values()]
+    return lines + [str(each) for each in gaps(learned.classes, *there)]
 
 
 def information(options: TrainOptions, data: DataSet, held_out: Source) -> dict[str, Any]:
@@ -209,7 +213,7 @@ def make_trainer(options: TrainOptions) -> pl.Trainer:
         devices=devices,
         num_nodes=nodes,
         strategy=strategy,
-        sync_batchnorm=options.sync_bn,
+        sync_batchnorm=options.shared_statistics,
         use_distributed_sampler=False,
         precision=lightning_precision(options.precision),
         accumulate_grad_batches=options.accumulate,

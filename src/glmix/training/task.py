@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from glmix.data.check import Checked
 from glmix.data.loading import Batch, Item, Transform
 from glmix.data.prepare import Preparation
-from glmix.data.samples import DataSet, Skipped, Source
+from glmix.data.samples import DataSet, Source
 from glmix.models.description import Description
 from glmix.training.options import TrainOptions
 
@@ -119,6 +120,6 @@ class Task:
     forward: Callable[[nn.Module, Batch], Any] = of_images
     describe: Callable[[dict[str, float]], str] = percentages
     draw: Callable[[Image.Image, Any, Description], dict[str, Image.Image]] | None = None
-    check: Callable[[Source], list[Skipped]] | None = None
+    check: Callable[[Source], Checked] | None = None
     views: Callable[[nn.Module, bool, list[float], int], nn.Module] | None = None
     spare_scalars: bool = False
