@@ -191,14 +191,16 @@ def test_a_mask_elsewhere_than_its_box(root: Path):
     for seed in range(20, 40):
         write_more(root, seed)
     content = json.loads((root / "annotations" / "instances_train.json").read_text())
-    content["annotations"][0]["segmentation"] = rectangle([0, 0, 4, 4])
+    content["annotations"][0]["segmentation"] = rectangle([0, 0, 1, 1])
     content["annotations"][1]["segmentation"] = {"size": [48, 64], "counts": [48 * 64]}
+    x, y, width, height = content["annotations"][2]["bbox"]
+    content["annotations"][2]["segmentation"] = rectangle([x, y, x + width // 2, y + height // 2])
     write_json(root, "instances_train.json", content)
     data = open_objects(root)
-    assert "annotation 1: box that is not the one around its mask" in said(data)
-    assert "annotation 2: mask without a pixel, so that its box alone is kept" in said(data)
-    found = data.split("train").read(0).target
-    assert len(found) == 1 and found.segmentations == [None] and not found.learned(masks=True).any()
+    assert "annotation 1: mask elsewhere than its box" in said(data)
+    assert "annotation 2: mask without a pixel" in said(data)
+    assert "annotation 3: box that is not the one around its mask, kept" in said(data)
+    assert [len(data.split("train").read(i).target) for i in (0, 1)] == [1, 2]
 
 
 def write_more(root: Path, seed: int) -> None:

@@ -172,7 +172,6 @@ def _rows(
         around = box_of(segmentation, sizes[image])
         if not around and segmentation is not None:
             left_out.add(NO_PIXEL, name)
-            segmentation = None
         usable = boxes.usable(around if box is None else _corners(box), sizes[image] or (10**9, 10**9), name)
         if usable is None or (box is not None and around and not boxes.belongs(usable, around, name)):
             continue
@@ -210,7 +209,7 @@ def _size(image: Mapping[str, Any]) -> Size | None:
 
 
 TOO_FEW = "polygon of fewer than three points, so that its box alone is kept"
-NO_PIXEL = "mask without a pixel, so that its box alone is kept"
+NO_PIXEL = "mask without a pixel, which cannot be learned or found; its box is kept"
 OTHER_SIZE = "mask of another size than its image"
 
 
