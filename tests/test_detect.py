@@ -1,7 +1,13 @@
 """Detectors: heads against torchvision's, training, measures against pycocotools, prediction."""
 
 import json
+import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -29,7 +35,7 @@ from glmix.models.description import Description
 from glmix.models.heads import with_head
 from glmix.models.weights import read_checkpoint
 from glmix.tasks import task_named
-from glmix.tasks.detect import NUMBERS, Augmented, CocoNumbers, DetectOptions
+from glmix.tasks.detect import NUMBERS, Augmented, CocoNumbers, DetectLoss, DetectOptions
 from glmix.training.module import Trained
 from glmix.training.optim import parameter_groups
 
@@ -423,6 +429,43 @@ def test_cut_and_resumed(root: Path, tmp_path: Path, monkeypatch):
     for name in ("last.safetensors", "last_ema.safetensors"):
         a, b = (read_checkpoint(tmp_path / folder / name)[1] for folder in ("whole", "cut"))
         assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.slow
+def test_kills(root: Path, tmp_path: Path):
+    """SIGKILL at six random moments, with two loading processes; the weights end bitwise as those of a run left alone."""
+    small = ["--model", "convnext_atto", "--model-args", "{depths: [1, 1, 1, 1], dims: [8, 16, 24, 32]}"]
+    varied = [*small, *OPTIONS, "--head", "mask-rcnn", "--epochs", "12", "--scales", "48", "64", "--drop-path", "0.2",
+              "--ema", "0.9", "--checkpoint-steps", "1", "--limit-val-batches", "1", "--data", str(root)]  # fmt: skip
+    varied[varied.index("--workers") + 1] = "2"
+    assert main(["train", "--out", str(tmp_path / "whole"), *varied]) == 0
+    out, rng, kills = tmp_path / "cut", np.random.default_rng(0), 0
+    point = out / "resume.ckpt"
+    while True:
+        before = point.stat().st_mtime_ns if point.exists() else 0
+        command = [sys.executable, "-m", "glmix.cli", "train", "--out", str(out), *varied, "--resume"]
+        process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+        if kills == 6:
+            _, errors = process.communicate(timeout=600)
+            assert process.returncode == 0, errors
+            break
+        while process.poll() is None and not (point.exists() and point.stat().st_mtime_ns != before):
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 0.4))
+        assert process.poll() is None, "the run is too short for so many kills"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        kills += 1
+    for name in ("last.safetensors", "last_ema.safetensors"):
+        a, b = (read_checkpoint(tmp_path / folder / name)[1] for folder in ("whole", "cut"))
+        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(root: Path, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(DetectLoss, "__call__", lambda *_: torch.tensor(float("nan"), requires_grad=True))
+    assert train(root, tmp_path / "run", "retinanet") == 2
+    told = capsys.readouterr().err
+    assert re.search(r"the loss is nan in epoch 1, batch 1 \(train/\d\.png, train/\d\.png", told)
 
 
 # --- mistakes
