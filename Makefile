@@ -8,7 +8,7 @@ BIN := .venv/bin
 
 # torch and torchvision come in one step, so that they fit each other
 .venv/.train: pyproject.toml | .venv/bin/python
-	$(BIN)/pip install --quiet --progress-bar off torch torchvision -e '.[train]'
+	$(BIN)/pip install --quiet --progress-bar off torch torchvision -e '.[train,detect]'
 	touch $@
 
 .venv/.dev: pyproject.toml | .venv/bin/python

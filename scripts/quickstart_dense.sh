@@ -11,8 +11,12 @@ export OMP_NUM_THREADS=$(((cores + 1) / 2))
 few="--limit-train-batches 400 --workers 0"  # a fifth fewer images than the recipes': for the time that it takes
 echo "1. Training a detector and a segmenter on generated scenes, side by side, from the weights that ship"
 glmix train --config recipes/dense/scenes_detect.yaml --epochs 3 $few --out "$out/detector" 2>&1 | sed 's/^/detector:  /' &
-glmix train --config recipes/dense/scenes_segment.yaml --epochs 4 $few --out "$out/segmenter" 2>&1 | sed 's/^/segmenter: /'
-wait $!
+detector=$!
+glmix train --config recipes/dense/scenes_segment.yaml --epochs 4 $few --out "$out/segmenter" 2>&1 | sed 's/^/segmenter: /' &
+segmenter=$!
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT  # what stops one stops both
+wait $detector
+wait $segmenter
 unset OMP_NUM_THREADS
 
 echo; echo "2. Measuring both on 800 other scenes"

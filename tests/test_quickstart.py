@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,21 @@ def test_quickstart(tmp_path: Path) -> None:
     colours = colour_accuracy(scene_split("train", size=64), scene_split("val", size=64))
     assert scores["top1"] >= 100 * colours + 25, f"{scores['top1']:.1f} %, from colours alone {colours:.1%}"
     assert scores["top1"] >= 70
+
+
+def test_what_the_quickstarts_need_is_installed_for_them() -> None:
+    """By `make`, into an environment that has nothing else."""
+    (installs,) = re.findall(r"install .*-e '\.\[(.*)\]'\n\ttouch \$@\n", (ROOT / "Makefile").read_text())
+    assert set(installs.split(",")) == {"train", "detect"}
+
+
+def test_a_training_that_fails_ends_the_quickstart_of_both(tmp_path: Path) -> None:
+    (tmp_path / "glmix").write_text('#!/bin/sh\ncase "$*" in *scenes_detect*) echo no; exit 2;; esac\nexec sleep 60\n')
+    (tmp_path / "glmix").chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["scripts/quickstart_dense.sh", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 2 and "detector:  no" in done.stdout and "Measuring" not in done.stdout
 
 
 @pytest.mark.slow
