@@ -62,6 +62,6 @@ def test_quickstart_of_dense_tasks(tmp_path: Path) -> None:
     assert len(list((out / "objects").glob("*.objects.png"))) == 8
     assert len(list((out / "classes").glob("*.classes.png"))) == 8
     assert list((out / "slots").glob("*.slots.png"))
-    for part, figure, least in (("detector", "box_AP50", 0.8), ("segmenter", "miou", 85)):
+    for part, figure, least in (("detector", "box_AP50", 0.75), ("segmenter", "miou", 85)):
         scores = scores_of(out / part)
         assert scores[figure] >= least, scores
