@@ -534,6 +534,18 @@ def test_a_mask_of_another_split_is_not_taken(tmp_path: Path):
     assert "masks/val/c.png: mask without an image" in said(data)
 
 
+def test_a_number_beyond_the_palette(tmp_path: Path):
+    """Programs fill palettes up with black, and black may be a class."""
+    colours = [10, 20, 30, 255, 0, 0]
+    listed(tmp_path, "name,r,g,b\nsky,10,20,30\nroad,255,0,0\nground,0,0,0\n", "class_dict.csv")
+    for name, values in (("a", SOLID % 2), ("b", np.where(SOLID == 2, 42, 0))):
+        picture(tmp_path / "images" / f"{name}.jpg")
+        image = Image.fromarray(values.astype(np.uint8))
+        image.putpalette(colours + [0] * (768 - len(colours)))
+        mask(tmp_path / "masks" / f"{name}.png", image)
+    assert "masks/b.png: number 42 has the colour of a lower number in the mask's palette (0,0,0)" in refused(tmp_path)
+
+
 def test_masks_of_255_alone(tmp_path: Path):
     pair(listed(tmp_path, "ground\nroad\n"), np.full((4, 6), 255, np.uint8))
     assert "masks hold 255 alone (first: masks/a.png)" in refused(tmp_path)

@@ -53,6 +53,8 @@ class Parser(ArgumentParser):
         elif name and no_kind:
             several = " (several go in brackets: '[0.5, 1.0]')" if "ist[" in text else ""
             text = f"{name[1]} cannot be {no_kind[1]}{several}"
+        elif name and (series := re.search(r"Expected a <class '(?:tuple|list)'>\. Got value: (.*)", text)):
+            text = f"{name[1]} cannot be {series[1]} (several go in brackets: '[0.5, 1.0]')"
         elif name and "File does not exist" in text:
             text = f"--{name[1]}: there is no such file"
         text = re.sub(r"(?<=--)\w+", lambda m: m[0].replace("_", "-"), text)

@@ -7,6 +7,8 @@ from glmix.data.samples import LOST, OTHER_SPLITS, Skipped
 from glmix.errors import UserError
 from glmix.tasks import task_named
 
+USED = (" kept", "cut to it")  # words of reasons that tell of what is used all the same
+
 
 def check_data(data: str, task: Literal["segment", "detect", "classify"]) -> None:
     """Read all of a data set, and name what of it cannot be used, and why; the status is 2 where there is any.
@@ -24,7 +26,7 @@ def check_data(data: str, task: Literal["segment", "detect", "classify"]) -> Non
         each = [Skipped(name, found.reason) for name in every] or [found]
         absent += each if found.reason in LOST else []
         for one in each:
-            print(f"not used: {one}")
+            print(f"{'note' if any(word in one.reason for word in USED) else 'not used'}: {one}")
     parts = {split: whole.take(indices) for split, indices in opened.named.items()} or {"": whole}
     checks = {split: (meant.check or check_samples)(source) for split, source in parts.items()}
     unusable = [found for checked in checks.values() for found in checked.unusable]

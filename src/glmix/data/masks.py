@@ -47,12 +47,14 @@ class Decoded:
         colours: (H, W) as red * 65536 + green * 256 + blue; None where there are none.
         palette: colour of each index that is used, where there is a palette.
         upright: whether the file's own EXIF says how it lies; it has been turned.
+        repeated: the used indices whose colour a lower index of the palette has too, as beyond a palette's real end.
     """
 
     values: NDArray[Any] | None
     colours: NDArray[np.int32] | None
     palette: dict[int, int]
     upright: bool
+    repeated: frozenset[int] = frozenset()
 
 
 def decode_mask(opened: Path | IO[bytes], name: str) -> Decoded:
@@ -98,8 +100,10 @@ def _numbers(image: Image.Image, turned: bool, name: str) -> Decoded:
     values = np.asarray(image)
     if image.mode == "P":
         table = np.reshape(image.getpalette("RGB") or [], (-1, 3))
-        used = np.flatnonzero(np.bincount(values.ravel()))
-        return Decoded(values, None, {int(i): _packed(table[i]) for i in used if i < len(table)}, turned)
+        used = [int(i) for i in np.flatnonzero(np.bincount(values.ravel())) if i < len(table)]
+        colours = [_packed(colour) for colour in table]
+        repeated = frozenset(i for i in used if colours.index(colours[i]) < i)
+        return Decoded(values, None, {i: colours[i] for i in used}, turned, repeated)
     if image.mode == "RGB":
         if (values[..., 0] == values[..., 1]).all() and (values[..., 0] == values[..., 2]).all():
             return Decoded(values[..., 0], _together(values), {}, turned)
@@ -199,14 +203,25 @@ class Meaning:
 
     def _of_palette(self, mask: Decoded, name: str) -> Map:
         assert mask.values is not None
-        known = {i: self.colours[c] for i, c in mask.palette.items() if c in self.colours}
         void = {IGNORED: IGNORED} if self.values.get(IGNORED, IGNORED) == IGNORED else {}
+        unclear = mask.repeated - set(void)
+        known = {i: self.colours[c] for i, c in mask.palette.items() if c in self.colours}
+        for i in mask.repeated & set(void):
+            known.pop(i, None)
+        if unclear & set(known):
+            other = min(unclear & set(known))
+            raise Refused(
+                name,
+                f"number {other} has the colour of a lower number in the mask's palette ({_in_words(mask.palette[other])}), so "
+                "that nothing tells its class; give each number a colour of its own, or save the mask in grey",
+            )
         if known and set(mask.palette) - set(void) <= set(known):
             return _looked_up(mask.values, void | known, self._unknown, name)
         if known:
             other = next(i for i in mask.palette if i not in known)
             raise Refused(
-                name, f"{self.told_by} has some colours of the mask's palette, but not {_in_words(mask.palette[other])}"
+                name,
+                f"{self.told_by} have some colours of the mask's palette, but not {_in_words(mask.palette[other])}; list it too",
             )
         other = next((i for i, c in mask.palette.items() if self.palette.get(i, c) != c), MISSING)
         if other != MISSING:

@@ -441,7 +441,7 @@ def tell(answers: list[dict[str, Any]]) -> str:
     """How many of each kind were surely found."""
     sure = [answer["name"] for answer in answers if answer["score"] >= SURE]
     counts = {name: sure.count(name) for name in dict.fromkeys(sure)}
-    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing"
+    return ", ".join(f"{count} {name}" for name, count in counts.items()) or f"nothing of a score of {SURE}"
 
 
 def table_rows(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -482,6 +482,7 @@ DETECT = Task(
     usual_top=DETECTIONS,
     describe=lambda figures: ", ".join(f"{name} {value:.3f}" for name, value in figures.items()),
     draw=draw,
+    sure=SURE,
     collect=collect,
     columns={"label": str, "name": str, "probability": float} | dict.fromkeys(BOX, float) | {"mask": str},
     rows=table_rows,

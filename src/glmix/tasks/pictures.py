@@ -19,13 +19,22 @@ def colour_of(index: int) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
+def enlarged(size: tuple[int, int]) -> tuple[int, int]:
+    """Width and height of a picture that is at least `SHORTEST` pixels long, of one of this `size`."""
+    scale = max(1.0, SHORTEST / max(size))
+    return round(size[0] * scale), round(size[1] * scale)
+
+
 def painted(picture: Image.Image, classes: NDArray[np.integer], names: Sequence[str]) -> Image.Image:
     """A picture under the colours of its pixels' classes (H, W), with the names of those that are there."""
     table = np.array([colour_of(i) for i in range(len(names))], np.float32)
     mixed = (1 - SHARE) * np.asarray(picture.convert("RGB"), np.float32) + SHARE * table[classes]
     counts = np.bincount(classes.ravel(), minlength=len(names))
     there = sorted(np.flatnonzero(counts).tolist(), key=lambda i: -int(counts[i]))
-    return with_legend(Image.fromarray(mixed.round().astype(np.uint8)), [(names[i], colour_of(i)) for i in there])
+    return with_legend(
+        Image.fromarray(mixed.round().astype(np.uint8)),
+        [(names[i], colour_of(i)) for i in there],
+    )
 
 
 def outlined(
@@ -42,8 +51,7 @@ def outlined(
         masks: of each, or none at all; (H, W) of any size of the picture's aspect.
         names: of the classes.
     """
-    scale = max(1.0, SHORTEST / max(picture.size))
-    width, height = size = (round(picture.width * scale), round(picture.height * scale))
+    width, height = size = enlarged(picture.size)
     pixels = np.array(picture.convert("RGB").resize(size, Image.Resampling.BICUBIC), np.float32)
     for (kind, _, _), mask in reversed(list(zip(objects, masks, strict=False))):
         inside = np.asarray(Image.fromarray(255 * mask).resize(size)) > 127

@@ -23,7 +23,7 @@ from glmix.models import build, config_of
 from glmix.models.description import Description
 from glmix.ranges import NonNegativeFloat, Share, Side, SideOrZero
 from glmix.tasks.dense import DenseOptions, start
-from glmix.tasks.pictures import colour_of, painted
+from glmix.tasks.pictures import colour_of, enlarged, painted
 from glmix.training.task import Task
 
 LONGEST = 4  # times the shorter side, that the longer one of an image may have in evaluation
@@ -300,7 +300,9 @@ def draw(picture: Image.Image, found: Tensor, description: Description) -> dict[
     classes = found.cpu().numpy()
     indices = Image.fromarray(classes.astype(np.uint8))
     indices.putpalette([part for i in range(256) for part in colour_of(i)])
-    return {"classes": painted(picture.resize(classes.shape[::-1]), classes, description.names), "map": indices}
+    size = enlarged(indices.size)
+    larger = np.asarray(indices.resize(size, Image.Resampling.NEAREST))
+    return {"classes": painted(picture.resize(size), larger, description.names), "map": indices}
 
 
 SEGMENT = Task(

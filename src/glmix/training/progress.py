@@ -66,7 +66,7 @@ class EpochRows(pl.Callback):
             f"epoch {epoch}/{epochs}",
             f"loss {row.get('train_loss', float('nan')):.3f}",
             f"val {' (average '.join(validated)}{')' * (len(validated) - 1)}" if validated else "",
-            f"{row['images_per_second']:.0f} images/s",
+            f"{row['images_per_second']:.{0 if row['images_per_second'] >= 10 else 1}f} images/s",
             f"{row['data_wait_percent']:.0f} % waiting for data",
             f"{row['memory_gb']:.1f} GB",
             f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left",

@@ -56,7 +56,7 @@ def fit(task: Task, options: TrainOptions) -> Trained:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     pl.seed_everything(options.seed, verbose=False)
     trainer = make_trainer(options)
-    trained, loaders = prepare(task, options, trainer.global_rank, trainer.world_size)
+    trained, loaders = prepare(task, options, trainer.global_rank, trainer.world_size, bool(begun_at))
     trainer.fit_loop.max_epochs = trained.options.epochs
     try:
         with occupied(out) if first else nullcontext(), warnings.catch_warnings():
@@ -88,9 +88,9 @@ def is_first_process() -> bool:
 
 
 def prepare(
-    task: Task, options: TrainOptions, rank: int = 0, processes: int = 1
+    task: Task, options: TrainOptions, rank: int = 0, processes: int = 1, goes_on: bool = False
 ) -> tuple[Trained, tuple[DataLoader, DataLoader]]:
-    """What is trained and its loaders, for one of several processes."""
+    """What is trained and its loaders, for one of several processes; with its weights to come where the run goes on."""
     name = check_name(options.model, others=True)
     data = task.open(options.data)
     learned, held_out = data.split("train"), data.split("val")
@@ -130,7 +130,7 @@ def prepare(
     model = model.to(memory_format=torch.channels_last)
     trained = Trained(task, model, options, order, description, digests)
     if rank == 0:
-        say_what_is_learned(learned, held_out, [said, *map(str, data.left_out), *unusable], trained)
+        say_what_is_learned(learned, held_out, ["" if goes_on else said, *map(str, data.left_out), *unusable], trained)
     return trained, loaders  # type: ignore[return-value]
 
 

@@ -90,6 +90,7 @@ class Task:
         draw: pictures of what was found in one, of the outputs for it, by what their files' names end in; where there is
             something to see.
         describe: all figures of an evaluation in words.
+        sure: score from which an answer is told in words and drawn.
         check: reads a source whole and names what of it cannot be used, before a training begins; where that is worth it.
         views: the model seen through several views of each image (mirrored, at scales, in windows), where a task has that.
         spare_scalars: whether 0-dimensional weights, the slots' scales, are never decayed.
@@ -120,6 +121,7 @@ class Task:
     forward: Callable[[nn.Module, Batch], Any] = of_images
     describe: Callable[[dict[str, float]], str] = percentages
     draw: Callable[[Image.Image, Any, Description], dict[str, Image.Image]] | None = None
+    sure: float = 0.0
     check: Callable[[Source], Checked] | None = None
     views: Callable[[nn.Module, bool, list[float], int], nn.Module] | None = None
     spare_scalars: bool = False

@@ -100,7 +100,7 @@ def on_sheet(source: Source) -> set[int]:
 
 
 def draw_predictions(task: Task, source: Source, shown: dict[int, dict[str, Any]], path: Path) -> None:
-    """A contact sheet of the images `shown`, with their answers."""
+    """A contact sheet of the images `shown`, with their answers in words, and the boxes that these count."""
     draw_sheet([cell for number in sorted(shown) for cell in cell_of(task, source, number, shown[number])], path)
 
 
@@ -113,6 +113,6 @@ def cell_of(task: Task, source: Source, number: int, record: dict[str, Any]) -> 
     except BadImage:  # since then
         return []
     width, height = full_size(picture)
-    rows = [row for row in task.rows(record["answer"]) if row.get("x") is not None]
+    rows = [r for r in task.rows(record["answer"]) if r.get("x") is not None and r["probability"] >= task.sure]
     boxes = [(row["x"] / width, row["y"] / height, row["width"] / width, row["height"] / height) for row in rows]
     return [Cell(thumbnail(picture), [source.files[number], task.tell(record["answer"])], boxes)]
