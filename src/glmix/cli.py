@@ -43,7 +43,9 @@ class Parser(ArgumentParser):
         hint = f"; did you mean --{near[0].replace('_', '-')}?" if near else f"; see {self.prog} --help"
         choices = re.search(r"Expected a typing\.Literal\[(.*?)\]\. Got value: (.*)", text)
         whole = re.search(r"invalid literal for int\(\) with base 10: '(.*?)'", text)
-        no_kind = re.search(r"any of the Union subtypes .* Given value: (.*)", text)
+        no_kind = re.search(
+            r"(?:any of the Union subtypes .* Given value:|Expected a <class '(?:tuple|list)'>\. Got value:) (.*)", text
+        )
         if name and restriction:
             text = f"{name[1]} must be {in_words(restriction[2])}, not {restriction[1]}"
         elif name and choices:
@@ -51,10 +53,8 @@ class Parser(ArgumentParser):
         elif name and whole:
             text = f"{name[1]} must be a whole number, not {whole[1]}"
         elif name and no_kind:
-            several = " (several go in brackets: '[0.5, 1.0]')" if "ist[" in text else ""
+            several = " (several go in brackets: '[0.5, 1.0]')" if "ist[" in text or "<class '" in text else ""
             text = f"{name[1]} cannot be {no_kind[1]}{several}"
-        elif name and (series := re.search(r"Expected a <class '(?:tuple|list)'>\. Got value: (.*)", text)):
-            text = f"{name[1]} cannot be {series[1]} (several go in brackets: '[0.5, 1.0]')"
         elif name and "File does not exist" in text:
             text = f"--{name[1]}: there is no such file"
         text = re.sub(r"(?<=--)\w+", lambda m: m[0].replace("_", "-"), text)

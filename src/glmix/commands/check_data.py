@@ -45,6 +45,5 @@ def check_data(data: str, task: Literal["segment", "detect", "classify"]) -> Non
 
 def lacking(classes: list[str], checks: dict[str, Checked]) -> list[Skipped]:
     """The classes that are not in the images, where the check of the splits, or of all, tells it."""
-    learned = next(iter(checks.values())) if "train" not in checks else checks["train"]
-    held_out = checks["val"].classes if "val" in checks and "train" in checks else None
-    return gaps(classes, learned.classes, held_out) if learned.classes else []
+    learned, *held_out = [checks[split].classes for split in ("train", "val", "") if split in checks]
+    return gaps(classes, learned, *held_out) if learned else []

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 from PIL import ExifTags, Image
 
 from glmix.data.folders import Tree
-from glmix.data.naming import SPLITS, find_splits, one_form, split_of, split_word, words_of
+from glmix.data.naming import SPLITS, find_splits, of_other_splits, one_form, split_of, split_word, words_of
 from glmix.data.objects import Boxes, Record, Row, Size, box_of, data_set, run_counts, united
 from glmix.data.samples import NOT_THERE, TURNED, DataSet, LeftOut
 from glmix.errors import UserError
@@ -342,10 +342,10 @@ class Finder:
         folders = asked[:-1]
         if folders and len(parts) > 1 and parts[-2] == folders[-1]:
             return False
-        said = split_of("/".join(folders))
-        word = said or (split_of(beside) if split_of(beside) in self.splits else "")
-        other = split_of("/".join(parts[:-1]))
-        if word and other and word != other:
+        told = "/".join(folders)
+        if not split_of(told) and split_of(beside) in self.splits:
+            told = beside
+        if of_other_splits(told, "/".join(parts[:-1])):
             return True
         return bool(folders) and folders[-1] in self.folders and not set(parts) >= set(folders)
 

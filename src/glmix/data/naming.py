@@ -111,6 +111,12 @@ def split_of(path: str) -> str:
     return SYNONYMS.get(word, word)
 
 
+def of_other_splits(path: str, other: str) -> bool:
+    """Whether two paths tell of a split each, and not of the same."""
+    first, second = split_of(path), split_of(other)
+    return bool(first and second and first != second)
+
+
 def plain_stem(path: str) -> str:
     """The name of a picture or XML file, with or without folders and ending, made comparable."""
     name = path.replace("\\", "/").rpartition("/")[2]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from glmix.data.folders import Tree
 from glmix.data.images import OTHERS, READABLE
-from glmix.data.naming import SYNONYMS, one_form, plain_split, split_of, words_of
+from glmix.data.naming import SYNONYMS, of_other_splits, one_form, plain_split, words_of
 from glmix.data.samples import LeftOut
 from glmix.errors import UserError
 
@@ -194,7 +194,8 @@ def _matched(
         )
         if not found and counts[forms[0]] == 1:
             found = next((by_stem[form] for form in forms if form in by_stem), [])
-            found = [mask for mask in found if not _of_other_splits(folders[picture], folders[mask])]
+            place = "/".join(folders[picture])
+            found = [mask for mask in found if not of_other_splits(place, "/".join(folders[mask]))]
         found = _nearest(picture, found)
         if not found:
             left_out.add("image without a mask", picture)
@@ -209,11 +210,6 @@ def _matched(
         if mask not in owner:
             left_out.add("mask without an image", mask)
     return pairs
-
-
-def _of_other_splits(one: Sequence[str], other: Sequence[str]) -> bool:
-    first, second = split_of("/".join(one)), split_of("/".join(other))
-    return bool(first and second and first != second)
 
 
 def _nearest(picture: str, found: list[str]) -> list[str]:

@@ -31,10 +31,7 @@ def painted(picture: Image.Image, classes: NDArray[np.integer], names: Sequence[
     mixed = (1 - SHARE) * np.asarray(picture.convert("RGB"), np.float32) + SHARE * table[classes]
     counts = np.bincount(classes.ravel(), minlength=len(names))
     there = sorted(np.flatnonzero(counts).tolist(), key=lambda i: -int(counts[i]))
-    return with_legend(
-        Image.fromarray(mixed.round().astype(np.uint8)),
-        [(names[i], colour_of(i)) for i in there],
-    )
+    return with_legend(Image.fromarray(mixed.round().astype(np.uint8)), [(names[i], colour_of(i)) for i in there])
 
 
 def outlined(

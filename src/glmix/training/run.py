@@ -157,17 +157,18 @@ def checked(task: Task, options: TrainOptions, learned: Source, held_out: Source
     lines: list[str] = []
     if task.check is None or not getattr(options, "check", False):
         return lines
-    checks = {"training": task.check(learned), "validation": task.check(held_out)}
-    for (split, checked), source in zip(checks.items(), (learned, held_out), strict=True):
-        found = checked.unusable
-        lines += [str(note) for note in checked.notes]
+    classes: list[set[int]] = []
+    for split, source in (("training", learned), ("validation", held_out)):
+        looked = task.check(source)
+        found = looked.unusable
+        classes.append(looked.classes)
+        lines += map(str, looked.notes)
         if len(found) >= len(source):
             raise UserError(f"{options.data}: no {split} image can be used (first: {found[0]})")
         lines += [f"unusable: {one}" for one in found[:NAMED]]
         if len(found) > NAMED:
             lines.append(f"{len(found) - NAMED} more {split} images are unusable; `glmix check-data` names all")
-    there = [checked.classes for checked in checks.values()]
-    return lines + [str(each) for each in gaps(learned.classes, *there)]
+    return [*lines, *map(str, gaps(learned.classes, *classes))]
 
 
 def information(options: TrainOptions, data: DataSet, held_out: Source) -> dict[str, Any]:
