@@ -340,6 +340,7 @@ def test_a_file_of_a_fixed_number(form: str, tiny: Path, tmp_path: Path, capsys:
     path = tmp_path / f"model.{form}"
     said = output(capsys, "export", path, "--checkpoint", tiny, "--slots", 9)
     assert "9 slots an image" in said and "logits differ by at most" in said
+    assert open_exported(path).terms.description.info["slots_of_an_image"] == 9
     net = load(tiny)[0]
     images = pictures(2)
     with torch.no_grad():

@@ -197,6 +197,7 @@ def test_photos_of_one_name_do_not_overwrite_each_other(
     (["--format", "gif"], "--format gif: there are png, pdf, svg"),
     (["--figures", "none"], "nothing to write"),
     (["--slots", "0"], "at least one"),
+    (["--slots", "50"], "this network has 49 slots"),
     (["--slot", "49"], "no slot 49; this block has 0 to 48"),
     (["--image-size", "16"], "below 32"),
     (["--folder", "somewhere"], "not both"),

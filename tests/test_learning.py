@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from glmix.data.loading import Batch, EpochOrder
+from glmix.data.loading import Batch, EpochOrder, seeded
 from glmix.data.samples import Sample
 from glmix.models import create_model
 from glmix.models.weights import read_checkpoint
@@ -368,3 +368,20 @@ def test_the_best_is_kept_beside_the_last(sides: Path, tmp_path: Path, capsys: p
     assert not torch.equal(*(read_checkpoint(tmp_path / f"{n}.safetensors")[1]["head.fc.weight"] for n in epochs))
     report(trained)
     assert "best validation top-1 90.0 %" in capsys.readouterr().out
+
+
+def test_what_is_random_on_a_gpu_hangs_on_the_step_too(monkeypatch: pytest.MonkeyPatch):
+    """Told by a stand-in for CUDA's generator: drop path draws from it, and a cut run must repeat a step."""
+    generator = torch.Generator()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "manual_seed", generator.manual_seed)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", generator.get_state)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", generator.set_state)
+    before = generator.get_state()
+    drawn = []
+    for key in ((0, 1, 2), (0, 1, 2), (0, 1, 3)):
+        with seeded(*key):
+            drawn.append(torch.rand(4, generator=generator))
+        assert torch.equal(generator.get_state(), before)
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])

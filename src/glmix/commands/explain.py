@@ -130,6 +130,9 @@ def explain(
     for number in (block, *(blocks or [])):
         check_block(model, number)
     block %= len(model.slot_mixers())
+    fewest = min(mixer.seeds.count() for mixer in model.slot_mixers().values())
+    if given["slots"] and slots > fewest:
+        raise UserError(f"--slots {slots}: this network has {fewest} slots, of which so many cannot be representative")
     preparation = described.prepared
     if folder:
         settings = {"model": described.model, "model_args": described.model_args, "weights": fingerprint(model)}

@@ -63,6 +63,7 @@ def export(
         if not slots.lstrip("-").isdigit():
             raise UserError(f"--slots {slots}: a file has the same number of slots for every image, such as 16")
         set_slots(model, slots)
+        described.info = described.info | {"slots_of_an_image": int(slots)}
     terms = Terms(described, format, precision)
     if static or terms.detects:
         terms = of_one_size(terms)

@@ -76,18 +76,28 @@ def alike(batch: Batch, multiple: int = FILLED) -> Iterator[tuple[Tensor, list[t
 
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
-    """Python's, NumPy's and PyTorch's (CPU) generators seeded from `key`, and put back afterwards."""
+    """Python's, NumPy's and PyTorch's generators seeded from `key`, and put back afterwards.
+
+    PyTorch's are the CPU's and, where this process uses CUDA (a loading process does not), the present GPU's: drop path
+    and dropout draw from it.
+    """
+    on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    before_on_gpu = torch.cuda.get_rng_state() if on_gpu else None
     seeds = np.random.SeedSequence(key).generate_state(3)
     random.seed(int(seeds[0]))
     np.random.seed(seeds[1])
     torch.default_generator.manual_seed(int(seeds[2]))
+    if on_gpu:
+        torch.cuda.manual_seed(int(seeds[2]))
     try:
         yield
     finally:
         random.setstate(before[0])
         np.random.set_state(before[1])
         torch.set_rng_state(before[2])
+        if before_on_gpu is not None:
+            torch.cuda.set_rng_state(before_on_gpu)
 
 
 class Prepared(Dataset):
