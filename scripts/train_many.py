@@ -237,7 +237,7 @@ class Learner:
         if self.stream is None:
             self.graphs |= {(side, grid): (None, inputs, torch.zeros(())) for grid in self.grids}
             return
-        before = copy.deepcopy((self.model.state_dict(), self.average.state_dict()))
+        before = self.states()
         pool, Learner.capturing = None, Learner.capturing or torch.cuda.Stream()
         for grid in self.grids:
             graph = torch.cuda.CUDAGraph()
@@ -253,8 +253,12 @@ class Learner:
             self.graphs[side, grid] = graph, inputs, loss
         self.begin_anew(before)
 
-    def begin_anew(self, states: Any) -> None:
-        """Weights, their average and the optimiser's state as they were."""
+    def states(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Copies of the weights and of their average, for `begin_anew`."""
+        return copy.deepcopy((self.model.state_dict(), self.average.state_dict()))
+
+    def begin_anew(self, states: tuple[dict[str, Tensor], dict[str, Tensor]]) -> None:
+        """Weights and their average as they were, and the optimiser's state as at first."""
         self.model.load_state_dict(states[0])
         self.average.load_state_dict(states[1])
         for state in self.optimizer.state.values():
@@ -436,7 +440,7 @@ def train(
             learner.capture(inputs)
     per_epoch = batches[seeds[0]].steps
     if seconds:
-        states = [copy.deepcopy((learner.model.state_dict(), learner.average.state_dict())) for learner in learners]
+        states = [learner.states() for learner in learners]
         shares = [share for _, share in setting.sizes] + [1.0]
         step_time = sum(
             (shares[i + 1] - shares[i]) * seconds_of_a_step(learners, batches, side)
@@ -522,15 +526,10 @@ def halves(net: nn.Module) -> dict[str, Tensor]:
 # --- figures
 
 
-def half_width(points: np.ndarray) -> float:
-    """Of the interval of 95 % by Student's t."""
-    from scipy.stats import t
-
-    return float(t.ppf(0.975, len(points) - 1) * points.std(ddof=1) / math.sqrt(len(points)))
-
-
 def report(out: Path) -> str:
     """Accuracy of each row, and what it is over others of the same seeds."""
+    from glmix.studies.report import mean_and_interval, plus_minus
+
     found: dict[Any, dict[str, dict[int, Any]]] = defaultdict(lambda: defaultdict(dict))
     with open(out / "results.jsonl") as file:
         for line in map(json.loads, file):
@@ -544,9 +543,8 @@ def report(out: Path) -> str:
                 shared = sorted(runs.keys() & rows.get(base, {}).keys())
                 if base == row or not shared:
                     continue
-                points = np.array([runs[seed]["top1"] - rows[base][seed]["top1"] for seed in shared])
-                error = f" ± {half_width(points):.2f}" if len(points) > 1 else ""
-                words += f"; over {base} {points.mean():+.2f}{error}"
+                points = [runs[seed]["top1"] - rows[base][seed]["top1"] for seed in shared]
+                words += f"; over {base} {plus_minus(*mean_and_interval(points), sign='+')}"
             if row in (ANY, DISTILLED):
                 grids = {n: np.mean([run["by_grid"][n] for run in runs.values()]) for n in runs[min(runs)]["by_grid"]}
                 words += "; by grid " + " ".join(f"{n}:{figure:.2f}" for n, figure in grids.items())
