@@ -595,6 +595,8 @@ def main() -> None:
     parser.add_argument("--report", type=Path, help="instead, the figures of what is in this folder")
     asked = parser.parse_args()
     if asked.report:
+        if not (asked.report / "results.jsonl").is_file():
+            parser.error(f"{asked.report}: no results.jsonl is there")
         print(report(asked.report))
         return
     try:

@@ -92,3 +92,10 @@ def test_mistakes(many, photos, monkeypatch, capsys, job, words):
     with pytest.raises(SystemExit):
         many.main()
     assert words in capsys.readouterr().err
+
+
+def test_no_results(many, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train_many.py", "--report", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        many.main()
+    assert f"{tmp_path}: no results.jsonl is there" in capsys.readouterr().err
