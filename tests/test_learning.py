@@ -373,7 +373,6 @@ def test_the_best_is_kept_beside_the_last(sides: Path, tmp_path: Path, capsys: p
 def test_what_is_random_on_a_gpu_hangs_on_the_step_too(monkeypatch: pytest.MonkeyPatch):
     """Told by a stand-in for CUDA's generator: drop path draws from it, and a cut run must repeat a step."""
     generator = torch.Generator()
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "manual_seed", generator.manual_seed)
     monkeypatch.setattr(torch.cuda, "get_rng_state", generator.get_state)

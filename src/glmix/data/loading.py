@@ -81,7 +81,7 @@ def seeded(*key: int) -> Iterator[None]:
     PyTorch's are the CPU's and, where this process uses CUDA (a loading process does not), the present GPU's: drop path
     and dropout draw from it.
     """
-    on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
+    on_gpu = torch.cuda.is_initialized()
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     before_on_gpu = torch.cuda.get_rng_state() if on_gpu else None
     seeds = np.random.SeedSequence(key).generate_state(3)
