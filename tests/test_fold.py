@@ -210,6 +210,9 @@ def test_the_image_can_have_a_gradient() -> None:
         {"assignment": "static"},
         {"slot_attention": False},
         {"kernel_size": 0, "seeds_from": "normed"},
+        {"slot_gate": 0.5},
+        {"slot_gate": 0.5, "slot_residual": True},
+        {"slot_gate": 0.5, "slot_attention": False},
     ],
     ids=str,
 )

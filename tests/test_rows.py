@@ -98,11 +98,29 @@ def test_no_kernel_and_no_attention():
     assert not list(mixer(slot_attention=False).slot_attn.parameters())
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_gate_on_what_slots_give(residual: bool):
+    """At 0 the block is its local branch; else each channel of the global one has its factor."""
+    plain, gated = mixer(slot_residual=residual), mixer(slot_residual=residual, slot_gate=0.0)
+    assert not gated.load_state_dict(plain.state_dict(), strict=False).unexpected_keys
+    normed = plain.norm(X)
+    assert alike(gated(X, ENTERING), plain.local(normed))
+    gated.slot_gate.gamma.copy_(torch.linspace(-1, 2, 32))
+    assert alike(gated.globally(normed, ENTERING), plain.globally(normed, ENTERING) * torch.linspace(-1, 2, 32))
+
+
+def test_gated_slots_learn_from_the_first_steps():
+    model = mixer(slot_gate=0.0)
+    model(X, ENTERING).square().sum().backward()
+    assert model.slot_gate.gamma.grad is not None and model.slot_gate.gamma.grad.abs().min() > 0
+
+
 ROWS = [
     {"integration": kind} for kind in ("local", "global", "local-global", "global-local", "pixels")
 ] + [
     {"assignment": "hard", "rounds": 2}, {"assignment": "static"}, {"seeds": "learned"}, {"seeds_from": "normed"},
-    {"kernel_size": 0}, {"kernel_size": 9}, {"slot_attention": False, "slot_residual": True},
+    {"kernel_size": 0}, {"kernel_size": 9}, {"slot_attention": False, "slot_residual": True}, {"slot_gate": 0.1},
     {"overlap": False, "overlap_stem": True}, {"overlap": False, "pos_conv": True, "mlp_conv": True},
     {"overlap_transitions": False}, {"mixers": ("glmix", "local", "glmix", "attention")},
 ]  # fmt: skip

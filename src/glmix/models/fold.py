@@ -3,7 +3,7 @@
 `optimize_for_inference` copies a model and, in the copy,
 
 - makes one kernel of `x + conv(x)`, and one convolution of BatchNorm and the convolution beside it;
-- folds LayerScale into the linear layer before it, the final norm into the classifiers, and the bias of a GLMix block's
+- folds LayerScale, and the gate of slots, into the linear layer before it, the final norm into the classifiers, and the bias of a GLMix block's
   local branch into its slots (each place gets a mean of slots whose weights sum to 1);
 - divides similarities by the length of the features, and not the features: M x N numbers instead of N x C;
 - lets blocks go over large grids row by row, so that what a few rows need stays in the cache, and memory stays small:
@@ -140,6 +140,7 @@ def _fold_block(block: Any) -> None:
         block.ls1 = _into([mixer.attn.proj], block.ls1)
     elif is_published(block.mixer):
         globally, locally = mixer.slot_proj if mixer.slot_residual else mixer.slot_attn.proj, mixer.local[2]
+        mixer.slot_gate = _into([globally], mixer.slot_gate)
         block.ls1 = _into([globally, locally], block.ls1)
         if locally.bias is not None:
             globally.bias.data += locally.bias

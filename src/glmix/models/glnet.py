@@ -80,6 +80,17 @@ class DepthwiseConv(nn.Conv2d):
         return x_BHWC + y if self.residual else y
 
 
+class LayerScale(nn.Module):
+    """A learned factor per channel, `init` at first."""
+
+    def __init__(self, dim: int, init: float, device=None, dtype=None) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), init, device=device, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
 def check_choice(option: str, value: Any, known: Iterable[str]) -> None:
     """Raise a ValueError that names those there are, if an option's value is none of the `known`."""
     if value not in known:
@@ -140,6 +151,8 @@ class GLMix(nn.Module):
         rounds: of k-means.
         seeds_from: where seeds are pooled, from what enters the block ('entering') or after the norm ('normed').
         slot_attention: whether slots attend to each other.
+        slot_gate: first value of a learned factor of each channel of what slots give back, None for none. From 0 on, a
+            network begins as if it had no slots, and takes from them what it can use (as ReZero does with residuals).
 
     Raises:
         ValueError: a value that these do not have, or a slot grid without places or with too many.
@@ -162,6 +175,7 @@ class GLMix(nn.Module):
         rounds: int = 1,
         seeds_from: str = "entering",
         slot_attention: bool = True,
+        slot_gate: float | None = None,
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -194,6 +208,9 @@ class GLMix(nn.Module):
         self.slot_proj: nn.Module = nn.Identity()
         if slot_residual and self.has_slots:
             self.slot_proj = init_linear(nn.Linear(dim, dim, **dd))
+        self.slot_gate: nn.Module = nn.Identity()
+        if slot_gate is not None and self.has_slots:
+            self.slot_gate = LayerScale(dim, slot_gate, **dd)
         self.local: nn.Module = nn.Identity()
         if integration != "global":
             conv = DepthwiseConv(dim, kernel_size, **dd) if kernel_size else nn.Identity()
@@ -202,10 +219,11 @@ class GLMix(nn.Module):
     def attend(self, slots_BMC: Tensor, log_size_BM: Tensor | None = None) -> Tensor:
         """Attention among the slots, (B, M, C) to (B, M, C); with log sizes of slots that stand for several.
 
-        The linear layer stands here: behind dispatching, whose weights sum to 1, it would do the same to every pixel.
+        Linear layer and gate stand here: behind dispatching, whose weights sum to 1, they would do the same to every
+        pixel.
         """
         mixed = self.slot_attn(self.slot_norm(slots_BMC), log_size_BM)
-        return self.slot_proj(slots_BMC + mixed) if self.slot_residual else mixed
+        return self.slot_gate(self.slot_proj(slots_BMC + mixed) if self.slot_residual else mixed)
 
     def gather(self, normed_BHWC: Tensor, entering_BHWC: Tensor) -> tuple[Tensor, Tensor]:
         """Similarities (B, M, N) of slots and pixels, and the slots (B, M, C) after their attention."""
@@ -345,17 +363,6 @@ class MLP(nn.Module):
             return False  # compilers choose themselves what they keep
         last = self.fc2
         return type(last) is nn.Linear and not last._forward_hooks and not last._forward_pre_hooks
-
-
-class LayerScale(nn.Module):
-    """A learned factor per channel, `init` at first."""
-
-    def __init__(self, dim: int, init: float, device=None, dtype=None) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.full((dim,), init, device=device, dtype=dtype))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gamma
 
 
 class Block(nn.Module):

@@ -78,6 +78,7 @@ STUDIES: dict[str, Study] = {
                 name: {"integration": name}
                 for name in ("parallel", "local", "global", "local-global", "global-local", "pixels")
             }
+            | {"gated": {"integration": "parallel", "slot_gate": 0.0}}
         ),
         "parallel",
     ),
