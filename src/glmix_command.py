@@ -1,5 +1,6 @@
 """The `glmix` command as it starts: what it can answer by itself it says before PyTorch and timm are loaded."""
 
+import os
 import sys
 
 COMMANDS = {
@@ -34,7 +35,11 @@ def usage() -> str:
 def main() -> int:
     """As `glmix.cli.main`."""
     if sys.argv[1:2] in ([], ["-h"], ["--help"], ["help"]) and sys.stdout is not None:
-        print(usage())
+        try:
+            print(usage(), flush=True)
+        except BrokenPipeError:  # `glmix | head -3`; what Python flushes at its end goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
         return 0
     from glmix.cli import main
 

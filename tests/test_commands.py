@@ -391,6 +391,16 @@ def test_a_reader_that_goes_away_is_no_traceback(run: Path, photos: Path):
     assert len(done.stdout.splitlines()) == 1 and done.stderr == ""
 
 
+@pytest.mark.parametrize("words", [[], ["--help"], ["models"]], ids=str)
+def test_nobody_reads_at_all(words: list[str]):
+    """As `python -m glmix`, which is the command too."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", "glmix", *words], stdout=write, stderr=subprocess.PIPE, timeout=300)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 def test_a_training_outlives_its_reader(photos: Path, tmp_path: Path):
     options = "--epochs 2 --batch-size 8 --image-size 32 --workers 0 --lr 1e-3"
     shell = f"{sys.executable} -m glmix.cli train --data {photos} --out {tmp_path / 'run'} {options} 2>&1 | head -1; exit ${{PIPESTATUS[0]}}"
