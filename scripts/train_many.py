@@ -69,6 +69,7 @@ class Setting:
 # of docs/studies.md, and of recipes/small/imagenette_pico.yaml
 SHORT = ClassifyOptions(epochs=4, warmup_epochs=1, image_size=96, lr=1.5e-3, crop_scale=0.6, mixup=0, cutmix=0, ema=0)
 LONG = ClassifyOptions(epochs=40, start_size=96, image_size=128, eval_size=160, crop_scale=0.3)
+USUAL_GRID = (7, 7)  # of glnet_pico
 FINE = {"stem_stride": 2}  # four times as many places for as many slots
 SETTINGS = {
     "short": Setting(SHORT),
@@ -478,8 +479,9 @@ def train(
     with open(out / "results.jsonl", "a") as file:
         for learner, loss in zip(learners, losses, strict=True):
             found: dict[str, Any] = {"setting": name, "study": study, "row": learner.row, "seed": learner.seed}
-            found |= {"epochs": o.epochs, "loss": loss.item(), "top1": learner.top1(images, labels)}
-            if learner.row in (ANY, DISTILLED):
+            own = USUAL_GRID if learner.row in (ANY, DISTILLED) else None  # these had another in every step
+            found |= {"epochs": o.epochs, "loss": loss.item(), "top1": learner.top1(images, labels, own)}
+            if own:
                 found["by_grid"] = {n: learner.top1(images, labels, (n, n)) for n in GRIDS}
             file.write(json.dumps(found) + "\n")
             if learner.seed == 0 and learner.row == "all":
@@ -531,14 +533,22 @@ def report(out: Path) -> str:
     from glmix.studies.report import mean_and_interval, plus_minus
 
     found: dict[Any, dict[str, dict[int, Any]]] = defaultdict(lambda: defaultdict(dict))
+    told: list[str] = []
     with open(out / "results.jsonl") as file:
         for line in map(json.loads, file):
-            found[line["setting"], line["study"]][line["row"]][line["seed"]] = line
-    told = []
-    for (setting, study), rows in found.items():
+            key = line["setting"], line["study"], line["epochs"]
+            if math.isfinite(line["loss"]):
+                found[key][line["row"]][line["seed"]] = line
+            else:
+                told.append(
+                    "{}, {} epochs, {} seed {}: diverged, and left out".format(*key[1:], line["row"], line["seed"])
+                )
+    for (setting, study, epochs), rows in found.items():
         bases = ("none", "without-third") if study == "stages" else (STUDIES[study].base,)
         for row, runs in rows.items():
-            words = f"{setting} {study} {row}: " + ", ".join(f"{runs[seed]['top1']:.2f}" for seed in sorted(runs))
+            words = f"{setting} {study}, {epochs} epochs, {row}: " + ", ".join(
+                f"{runs[seed]['top1']:.2f}" for seed in sorted(runs)
+            )
             for base in bases:
                 shared = sorted(runs.keys() & rows.get(base, {}).keys())
                 if base == row or not shared:

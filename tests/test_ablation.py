@@ -50,6 +50,11 @@ def test_the_rows(net: GLNet):
     mixers = net.slot_mixers()
     assert by_name["global off: stage 3"] == [mixers[block] for block in blocks[2:]]
     assert by_name["global off: stages 1, 2"] == [mixers[block] for block in blocks[:2]]
+    mixed = timm.create_model(
+        "glnet_pico", dims=(32,) * 4, depths=(1, 1, 2, 1), mixers=("glmix", "glmix", "local", "attention")
+    )
+    (local,) = (row for row in rows_of(mixed) if row.name == "local off: all")
+    assert len(local.mixers) == 4, "convolutions of a stage without slots too"
     learned = timm.create_model("glnet_pico", dims=(32,) * 4, depths=(1,) * 4, seeds="learned", slot_grid=(2, 2))
     assert not [row.name for row in rows_of(learned) if "squares" in row.name]
 

@@ -374,3 +374,42 @@ def test_mistakes(photos: Path, tiny: Path, tmp_path: Path, capsys: pytest.Captu
     assert "--slots" in mistake(capsys, *base, "--ablate", "--slots", "auto")
     assert "--adaptive alone" in mistake(capsys, *base, "--thresholds", "[0.9]")
     assert "between 0 and 1" in mistake(capsys, *base, "--adaptive", "--thresholds", "[0.9,2]")
+    photo = next((photos / "val").rglob("*.png"))
+    more = ["--checkpoint", tiny, "--merge-seeds", "3", "--out", tmp_path / "o"]
+    assert "this block has 0 to 2" in mistake(capsys, "explain", photo, *more, "--slot", 5, "--figures", "attention")
+    assert "this network has 3 slots" in mistake(capsys, "explain", photo, *more, "--slots", 4, "--figures", "slots")
+
+
+def of_two(folder: Path, **options) -> Path:
+    """A checkpoint of a small network for the photos of the tests."""
+    options = {"dims": (32, 32), "depths": (1, 1), "mixers": ("glmix", "attention"), "slot_grid": (2, 2)} | options
+    names = ["blue_thing", "red_thing"]
+    described = Description("classify", "glnet_pico", options, names, names, preparation=Preparation(size=(64, 64)))
+    return write_checkpoint(
+        folder / "two.safetensors", described, timm.create_model("glnet_pico", num_classes=2, **options).state_dict()
+    )
+
+
+def test_networks_without_slots(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Nothing that asks for slots is passed over in silence."""
+    path = of_two(tmp_path, mixers=("local", "attention"))
+    shared = ["eval", "--data", photos, "--checkpoint", path, "--workers", 0]
+    for asked in (["--slots", "auto"], ["--slots", 2], ["--slot-grid", 2, 2], ["--shuffle-slots"]):
+        assert f"{asked[0]}" in (said := mistake(capsys, *shared, *asked)) and "built without slots" in said
+    export = ["export", tmp_path / "m.onnx", "--checkpoint", path, "--slots", 3]
+    assert "built without slots" in mistake(capsys, *export) and not (tmp_path / "m.onnx").exists()
+
+
+@pytest.mark.parametrize("assignment", ["hard", "static"])
+def test_slots_that_do_not_merge(assignment: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    path = of_two(tmp_path, assignment=assignment)
+    said = mistake(capsys, "slots", "--adaptive", "--data", photos, "--checkpoint", path, "--workers", 0)
+    assert f"--adaptive: the slots of stages.0.blocks.0 have the assignment '{assignment}'" in said
+
+
+def test_figures_of_slots_that_do_not_attend(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    photo = next((photos / "val").rglob("*.png"))
+    words = ["explain", photo, "--checkpoint", of_two(tmp_path, slot_attention=False), "--out", tmp_path / "o"]
+    assert "do not attend" in mistake(capsys, *words, "--figures", "attention")
+    said = output(capsys, *words)
+    assert ".slots.png" in said and ".attention." not in said

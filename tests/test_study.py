@@ -224,6 +224,25 @@ def test_the_report_is_of_what_is_there(trained: tuple[list[str], list[Run]], ca
     assert "1 of 4 runs are missing" in page and "data:image/png;base64" in page
 
 
+def test_a_report_of_some_rows(trained: tuple[list[str], list[Run]], capsys: pytest.CaptureFixture):
+    """They stand beside the base that is there, and nothing is missing that nobody asked for."""
+    out = trained[1][0].folder.parents[1]
+    said = output(capsys, "study", "integration", "--report", "--rounds", 0, "--rows", "local", "--out", out)
+    assert "1 of 4 runs are missing (local 1)" in said, "two seeds were begun"
+    with open(out / "report.csv", newline="") as file:
+        rows = {row["row"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["parallel", "local"] and rows["local"]["pairs"] == "1"
+
+
+def test_rows_are_what_they_say_whatever_the_network():
+    """The clustering of a network with learned seeds has pooled ones too."""
+    for name, row in STUDIES["clustering"].rows.items():
+        with torch.device("meta"):
+            model = build(Description("classify", "glnet_stl_paramslot", row.options, ["a", "b"]))
+        learned = [mixer.seeds.slot_grid is None for mixer in model.slot_mixers().values()]
+        assert all(learned) if name == "learned" else not any(learned)
+
+
 def test_intervals():
     """Student's t of two degrees of freedom has 4.303 at 97.5 %."""
     mean, width = mean_and_interval([1.0, 2.0, 3.0])
@@ -251,6 +270,8 @@ def test_the_common_error_of_rows():
         ("kernel --seeds 0", "seeds must be above 0"),
         ("kernel --task detect", "of classifiers"),
         ("kernel --report", "no study is there"),
+        ("integration --model convnext_atto", "--model convnext_atto: the rows of a study are of a GLNet"),
+        ("cost --task token-label", "convnext_atto has no head for token labels; --task classify"),
     ],
 )
 def test_mistakes(options: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -730,6 +730,7 @@ def test_the_box_and_the_targets_agree():
     ("change", "says"),
     [
         ({"model_args": {}}, "_tklb"),
+        ({"model": "resnet18", "model_args": {}}, "_tklb"),
         ({"mixup": 0.2}, "mixup and cutmix to 0"),
         ({"image_size": 80}, "multiple of 32"),
         ({"token_labels": "none"}, "none: no token labels here"),

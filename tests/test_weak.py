@@ -17,8 +17,10 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from glmix.data.masks import IGNORED, open_maps
 from glmix.data.samples import spread as spread_over
 from glmix.data.scenes import CLASSES, make_scene
-from glmix.models import create_model
+from glmix.models import build, create_model
+from glmix.models.description import Description
 from glmix.models.slot_maps import slot_maps
+from glmix.models.weights import write_checkpoint
 from glmix.slots.class_maps import class_maps, highest_one, linear_classifier, mean_maps
 from glmix.slots.label_head import features_and_labels, fit_label_head, mean_precision
 from glmix.slots.spread import Way, kmeans_maps, logits_of, logits_of_parts, spread, spread_by
@@ -285,6 +287,23 @@ def test_mistakes(scenes_net: Path, run: Path, tmp_path: Path, capsys: pytest.Ca
     assert "star" in mistake(capsys, *base, "--weak", "--labels", "cat")
     assert "0 to 2" in mistake(capsys, *base, "--weak", "--blocks", 7)
     assert "between 0 and 1" in mistake(capsys, *base, "--weak", "--threshold", 1.5)
+    assert "names no class" in mistake(capsys, *base, "--weak", "--labels", ",")
+    assert "--steps 0" in mistake(capsys, *base, "--weak", "--steps", 0, "--blocks", 1)
+    described = Description("classify", "glnet_pico", {}, [*map(str, range(300))], [*map(str, range(300))])
+    many = write_checkpoint(tmp_path / "many.safetensors", described, build(described).state_dict())
+    Image.new("RGB", (64, 64)).save(tmp_path / "grey.png")
+    words = [
+        "segment",
+        "--weak",
+        tmp_path / "grey.png",
+        "--checkpoint",
+        many,
+        "--out",
+        tmp_path / "o",
+        "--image-size",
+        32,
+    ]
+    assert "254 at most" in mistake(capsys, *words, "--top", 300)
     assert "above 0" in mistake(capsys, *base, "--weak", "--scales", "[0.0]")
     measure = ["eval", "--data", "scenes", "--checkpoint", scenes_net]
     assert "--knn" in mistake(capsys, *measure, "--task", "weak-segment", "--knn")

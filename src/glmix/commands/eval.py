@@ -19,6 +19,7 @@ from glmix.export.files import Exported
 from glmix.files import check_folder
 from glmix.models import SHIPPED, backbone_of, network_of
 from glmix.models.description import Description
+from glmix.models.glnet import NO_SLOTS
 from glmix.models.merging import counted_slots
 from glmix.ranges import Workers
 from glmix.slots.class_maps import MapKind
@@ -120,9 +121,11 @@ def eval(  # noqa: A001  (the command's name)
     set_slots(model, slots)
     if shuffle_slots:
         try:
-            backbone_of(model)
+            there = backbone_of(model).slot_mixers()
         except ValueError as error:
             raise UserError(f"--shuffle-slots: {error}") from error
+        if not there:
+            raise UserError(f"--shuffle-slots: {NO_SLOTS}")
     seen: Any = model
     if flip or scales or window:
         if own.views is None:

@@ -15,6 +15,7 @@ from glmix.data.samples import Skipped
 from glmix.errors import UserError
 from glmix.files import check_folder, plain_name
 from glmix.models import SHIPPED, GLNet
+from glmix.models.glnet import Attention, GLMix
 from glmix.models.weights import fingerprint
 from glmix.slots.figures import (
     idle_at,
@@ -130,10 +131,14 @@ def explain(
     for number in (block, *(blocks or [])):
         check_block(model, number)
     block %= len(model.slot_mixers())
-    fewest = min(mixer.seeds.count() for mixer in model.slot_mixers().values())
+    counts = [slots_of_an_image(mixer) for mixer in model.slot_mixers().values()]
+    fewest = min(counts)
     if given["slots"] and slots > fewest:
         raise UserError(f"--slots {slots}: this network has {fewest} slots, of which so many cannot be representative")
     preparation = described.prepared
+    if "attention" in wanted and not isinstance(list(model.slot_mixers().values())[block].slot_attn, Attention):
+        refuse("--figures attention", figures not in (None, "all"), "slots of this block do not attend to each other")
+        wanted.remove("attention")
     if folder:
         settings = {"model": described.model, "model_args": described.model_args, "weights": fingerprint(model)}
         settings |= {"merge_seeds": merge_seeds} if merge_seeds else {}
@@ -144,7 +149,7 @@ def explain(
     usual = [i for i in PAPER_BLOCKS if i < count] if style == "paper" else spread(model)
     depths = list(dict.fromkeys(i % count for i in blocks)) if blocks else usual or spread(model)
     places = Path(out)
-    last = list(model.slot_mixers().values())[block].seeds.count() - 1
+    last = counts[block] - 1
     if slot > last:
         raise UserError(f"--slot: no slot {slot}; this block has 0 to {last}")
     places.mkdir(parents=True, exist_ok=True)
@@ -171,6 +176,12 @@ def explain(
         print(f"skipped {one}")
     if not done:
         raise UserError("none of the images could be read")
+
+
+def slots_of_an_image(mixer: GLMix) -> int:
+    """How many slots an image has in a block; at most, where each image has its own number."""
+    budget = mixer.merging.budget if mixer.merging is not None else None
+    return budget or mixer.seeds.count()
 
 
 def filled(given: Any, usual: Any) -> Any:

@@ -37,7 +37,7 @@ def segment(
     blocks: list[int] | None = None,
     steps: NonNegativeInt = 1,
     mix: Share = 1.0,
-    threshold: Share = 0.3,
+    threshold: Share = 0.5,
     scales: list[float] | None = None,
     image_size: int = 0,
 ) -> int:
@@ -58,7 +58,7 @@ def segment(
         blocks: GLMix blocks, counted from 0, through whose slots maps are spread, in this order; left out, the first.
         steps: how often through each; 0 leaves maps as they are.
         mix: share of what was spread; the rest is the map as it was.
-        threshold: background is where no map reaches this share of its highest value.
+        threshold: background is where no map reaches this share of the way from its lowest to its highest value.
         scales: sizes at which maps are taken, times the usual; left out, [0.5, 1.0, 1.5, 2.0].
         image_size: shorter side at which the network sees an image; 0 for that of the checkpoint.
     """
@@ -69,6 +69,8 @@ def segment(
     check_folder("--out", out)
     if labels and top != 1:
         raise UserError("--top: the classes are those of --labels; leave it out")
+    if steps == 0 and (blocks or mix != 1.0):
+        raise UserError("--blocks, --mix: with --steps 0 maps stay as they are; leave them out")
     if scales and min(scales) <= 0:
         raise UserError(f"--scales {scales}: above 0")
     model, described = classifier_with_slots(checkpoint, image_size)
@@ -93,6 +95,8 @@ def segment(
         size = full_size(photo)
         found = likeliest(model, described, photo)
         classes = given or sorted(found, key=lambda row: -found[row])[:top]
+        if len(classes) > MOST_NUMBERED:
+            raise UserError(f"{len(classes)} classes at a time: a mask numbers {MOST_NUMBERED} at most")
         numbers, called = numbered(classes, described)
         spread_maps = spread_by(seer.maps(photo, classes), seer.slots(photo) if way.path else {}, way)
         mask = torch.from_numpy(mask_of(scores_at(spread_maps, size[::-1]), numbers, threshold))
@@ -124,6 +128,8 @@ def labels_named(text: str, described: Description) -> list[int]:
     """
     known = {name: row for names in (described.names, described.classes) for row, name in enumerate(names)}
     asked = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if text and not asked:
+        raise UserError(f"--labels {text!r}: names no class")
     for name in asked:
         if name not in known:
             some = ", ".join(described.names[:10]) + (" …" if len(described.names) > 10 else "")

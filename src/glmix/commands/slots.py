@@ -144,6 +144,11 @@ def adapted(
     batch_size: int, workers: int, file: Path | None, json: bool,
 ) -> None:  # fmt: skip
     """What slots that adapt are worth, of data with labels, and whom they are given to, of data with masks."""
+    try:  # before the work
+        model.set_slot_merging(1.0)
+        model.set_slot_merging()
+    except ValueError as error:
+        raise UserError(f"--adaptive: {error}") from error
     found: dict[str, Any] = {}
     told: list[str] = []
     skipped: list[Skipped] = []

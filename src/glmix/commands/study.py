@@ -1,6 +1,7 @@
 """`glmix study`."""
 
 import shlex
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,14 @@ from typing import Any
 from glmix.commands.train import schema_of as training_schema_of
 from glmix.errors import UserError, needs
 from glmix.files import check_folder
+from glmix.models import MODEL_NAMES
 from glmix.ranges import NonNegativeInt, PositiveInt
 from glmix.studies.rows import chosen_rows, study_named
 from glmix.tasks import TASKS, task_named
 from glmix.training.options import TrainOptions
 
 with needs("train"):
-    from glmix.studies.runs import Trainings, begin, planned, read_settings, settings_of, train_all
+    from glmix.studies.runs import MARK, Trainings, begin, planned, read_settings, settings_of, train_all
     from glmix.training.resuming import occupied
 
 with needs("evaluate"):
@@ -69,7 +71,7 @@ def study(options: StudyOptions) -> int:
     rows = chosen_rows(options.study, [row.strip() for row in options.rows.split(",") if row.strip()])
     base = options.base or study_named(options.study).base
     chosen_rows(options.study, [base])
-    seeds = range(training.seed, training.seed + options.seeds)
+    seeds: Sequence[int] = range(training.seed, training.seed + options.seeds)
     runs = planned(rows, options.seeds, training)
     check_folder("--out", training.out)
     if options.dry_run:
@@ -88,10 +90,20 @@ def study(options: StudyOptions) -> int:
         raise UserError(f"{out}: there lies the study {settings['study']}, not {options.study}")
     if failed and not any(run.done for run in runs):
         raise UserError(f"all runs failed; {next(iter(failed))}: {next(iter(failed.values()))}")
-    print(write_report(out, settings, list(rows), seeds, base, options.rounds))
+    shown = list(rows)
+    if base not in rows and any(out.glob(f"{base}/*/{MARK}")):
+        shown.insert(0, base)  # of runs before, what those of now are compared with
+    if options.report and "seeds" not in options.given:
+        seeds = seeds_begun(out, shown) or seeds
+    print(write_report(out, settings, shown, seeds, base, options.rounds))
     for name, why in failed.items():
         print(f"failed: {name}: {why}")
     return 1 if failed else 0
+
+
+def seeds_begun(out: Path, rows: Iterable[str]) -> list[int]:
+    """The seeds of which any of the rows has a run, done or not."""
+    return sorted({int(folder.name) for row in rows for folder in out.glob(f"{row}/*") if folder.name.isdigit()})
 
 
 def training_of(options: Any) -> TrainOptions:
@@ -107,4 +119,9 @@ def training_of(options: Any) -> TrainOptions:
     if fixed and "model" in options.given and options.model != fixed:
         raise UserError(f"the study {options.study} is of {fixed}, not {options.model}; leave --model out")
     training.model = fixed or training.model
+    if training.model.split(".")[0] not in MODEL_NAMES:
+        raise UserError(f"--model {training.model}: the rows of a study are of a GLNet (`glmix models` lists all)")
+    others = [row.model for row in study_named(options.study).rows.values() if row.model]
+    if others and options.task == "token-label":
+        raise UserError(f"the study {options.study}: {others[0]} has no head for token labels; --task classify")
     return training

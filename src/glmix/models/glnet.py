@@ -34,6 +34,7 @@ for _name in ("similarity", "cluster", "dispatch", "fixed_patches"):
 
 INTEGRATIONS = ("parallel", "local", "global", "local-global", "global-local", "pixels")
 HEAD_DIM = 32  # channels of an attention head, in every variant
+NO_SLOTS = "this network was built without slots"
 
 
 class Attention(nn.Module):
@@ -593,9 +594,11 @@ class GLNet(nn.Module):
         """Change the grid of pooled seeds of every GLMix block, after training too; no parameter depends on it.
 
         Raises:
-            ValueError: it has no places or too many, or the slots of this model are not pooled from a grid.
+            ValueError: it has no places or too many, or this model has no slots, or none that are pooled from a grid.
         """
         slot_grid = checked_grid(slot_grid)
+        if not self.slot_mixers():
+            raise ValueError(NO_SLOTS)
         for name, mixer in self.slot_mixers().items():
             if mixer.seeds.slot_grid is None:
                 raise ValueError(f"the slots of {name} are learned, not pooled from a grid: their number is fixed")
@@ -612,9 +615,11 @@ class GLNet(nn.Module):
             budget: instead, how many slots every image keeps.
 
         Raises:
-            ValueError: both, one that cannot be, or slots that hang on their number or place.
+            ValueError: both, one that cannot be, no slots, or such as hang on their number or place.
         """
         merging = None if threshold is None and budget is None else SeedMerging(threshold, budget)
+        if merging is not None and not self.slot_mixers():
+            raise ValueError(NO_SLOTS)
         for name, mixer in self.slot_mixers().items():
             if merging is not None and mixer.assignment != "soft":
                 raise ValueError(

@@ -139,7 +139,8 @@ def rows_of(net: GLNet) -> list[Row]:
         together = [mixer for stage in first for mixer in stages[stage]]
         rows.append(Row(f"global off: stages {', '.join(map(str, first))}", together, without_global))
     rows.append(Row("global off: all", every, without_global))
-    local = [mixer for mixer in every if mixer.integration != "global"]
+    # those of stages without slots too
+    local = [part for part in net.modules() if isinstance(part, GLMix) and part.integration != "global"]
     if local:
         rows.append(Row("local off: all", local, without_local))
     for name, change in {"permuted": permuted, "the image's mean": averaged, "rolled": rolled}.items():

@@ -71,15 +71,20 @@ class Seer:
 
 
 def scores_at(maps_Khw: Tensor, size: tuple[int, int]) -> NDArray[np.float32]:
-    """Maps at `size` (K, H, W), the highest place of each at 1."""
-    return F.interpolate(highest_one(maps_Khw)[None], size, mode="bilinear", align_corners=False)[0].numpy()
+    """Maps at `size` (K, H, W), from 0 at the lowest place of each to 1 at its highest.
+
+    A plain map is next to nothing somewhere; one that went through slots is so nowhere, since each place has a little of
+    every slot. Without the lowest taken off, no threshold would suit both.
+    """
+    lifted_Khw = maps_Khw - maps_Khw.amin((1, 2), keepdim=True)
+    return F.interpolate(highest_one(lifted_Khw)[None], size, mode="bilinear", align_corners=False)[0].numpy()
 
 
 def mask_of(scores_KHW: NDArray[np.float32], classes: Sequence[int], threshold: float) -> NDArray[np.uint8]:
     """The class (H, W) whose score is highest at each place, 0 where none is above the threshold.
 
     Args:
-        scores_KHW: of each class, 1 at its highest.
+        scores_KHW: of each class, from 0 to 1.
         classes: the numbers that they have in the mask, above 0.
     """
     if not len(classes):

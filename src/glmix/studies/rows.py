@@ -86,12 +86,12 @@ STUDIES: dict[str, Study] = {
         "how pixels find their slots",
         _rows(
             {
-                "soft": {"assignment": "soft"},
-                "hard-1": {"assignment": "hard", "rounds": 1},
-                "hard-2": {"assignment": "hard", "rounds": 2},
-                "hard-3": {"assignment": "hard", "rounds": 3},
-                "learned": {"seeds": "learned"},
-                "static": {"assignment": "static"},
+                "soft": {"assignment": "soft", "seeds": "pooled"},
+                "hard-1": {"assignment": "hard", "seeds": "pooled", "rounds": 1},
+                "hard-2": {"assignment": "hard", "seeds": "pooled", "rounds": 2},
+                "hard-3": {"assignment": "hard", "seeds": "pooled", "rounds": 3},
+                "learned": {"assignment": "soft", "seeds": "learned"},
+                "static": {"assignment": "static", "seeds": "pooled"},
             }
         ),
         "soft",

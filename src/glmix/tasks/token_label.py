@@ -58,7 +58,7 @@ def token_grid(model: GLNet, side: int) -> tuple[int, int]:
     Raises:
         UserError: the model labels no places, or its grid does not cover such images exactly.
     """
-    if not model.token_labeling:
+    if not getattr(model, "token_labeling", False):
         raise UserError(
             "token labels need a model with a head for them: glnet_*_tklb, or model_args {token_labeling: true}"
         )
