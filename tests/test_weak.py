@@ -84,6 +84,15 @@ def test_mirroring_an_image_mirrors_its_mean_map(net) -> None:
     assert top.tolist() == [1, 0]
 
 
+def test_scores_go_from_the_lowest_place_to_the_highest() -> None:
+    """So a map that has a little everywhere, as one that was spread, has a background too; one of nothing else, none."""
+    maps = torch.rand(2, 6, 5)
+    scores = scores_at(maps, (6, 5))
+    assert scores.min((1, 2)).tolist() == [0, 0] and scores.max((1, 2)).tolist() == [1, 1]
+    np.testing.assert_allclose(scores_at(3 * maps + 7, (6, 5)), scores, atol=1e-5)
+    assert not scores_at(torch.full((1, 4, 4), 0.7), (8, 8)).any()
+
+
 def described_for(net: nn.Module):
     from glmix.data.prepare import Preparation
 

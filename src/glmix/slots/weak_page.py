@@ -34,9 +34,10 @@ COLUMNS = ("what maps are spread by", "how", "threshold", "mIoU", "at 0.15", "be
 
 @dataclass(frozen=True)
 class Example:
-    """A photo, and pictures of it under its masks, by their titles."""
+    """A photo, and pictures of it under its masks, by their titles; the names of its classes."""
 
     title: str
+    classes: str
     photo: Image.Image
     masks: dict[str, Image.Image]
 
@@ -70,24 +71,25 @@ def examples(seer: Seer, images: Source, rows_of_classes: dict[int, int], measur
             for key, scores in all_scores(seer, photo, truth.shape, numbers, only=wanted):
                 masks[wanted[key]] = mask_of(scores, classes, rows[wanted[key]].threshold)
             drawn = {name: objects_painted(photo, mask, images.names) for name, mask in masks.items()}
-            found.append(Example(f"{kind}: {measured.gains[place]:+.0f}", photo, drawn))
+            names = ", ".join(images.names[number] for number in classes)
+            found.append(Example(f"{kind}: {measured.gains[place]:+.0f}", names, photo, drawn))
     return found
 
 
 def objects_painted(photo: Image.Image, mask: NDArray[np.uint8], names: Sequence[str]) -> Image.Image:
-    """As `painted`, with the background as it is."""
-    picture = np.array(painted(photo, mask, names))
-    picture[: photo.height][mask == 0] = np.asarray(photo)[mask == 0]
+    """As `painted`, with the background as it is and no legend."""
+    picture = np.array(painted(photo, mask, names))[: photo.height, : photo.width]
+    picture[mask == 0] = np.asarray(photo)[mask == 0]
     return Image.fromarray(picture)
 
 
 def plot_examples(shown: Sequence[Example]) -> Figure:
     """A row for each example."""
     columns = len(shown[0].masks) + 1
-    figure = Figure(figsize=(2.2 * columns, 2.1 * len(shown)), dpi=110, layout="constrained")
+    figure = Figure(figsize=(1.7 * columns, 1.8 * len(shown)), dpi=110, layout="constrained")
     axes = figure.subplots(len(shown), columns, squeeze=False)
     for line, example in zip(axes, shown, strict=True):
-        pictures = {example.title: example.photo} | example.masks
+        pictures = {f"{example.title}\n{example.classes}": example.photo} | example.masks
         for axis, (title, picture) in zip(line, pictures.items(), strict=True):
             axis.imshow(np.asarray(picture))
             axis.set_title(title, fontsize=8)

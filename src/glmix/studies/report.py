@@ -1,8 +1,9 @@
 """What came out of a study, from its folders alone: also while runs are missing, which it says.
 
 Accuracy is that of a run's last epoch. Intervals are Student's, of 95 %, over seeds. Differences to the base are of pairs,
-runs of one seed, which see the same images in the same order: what a seed does to both drops out. Two or three seeds tell
-little of a row's own error, so the rows' common one stands beside it, as in a randomised block design.
+runs of one seed, which see the same images in the same order: what that does to both drops out. First weights are the same
+only where rows have the same layers. Two or three seeds tell little of a row's own error, so the rows' common one stands beside
+it, as in a randomised block design.
 """
 
 import csv
