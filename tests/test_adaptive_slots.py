@@ -374,6 +374,9 @@ def test_mistakes(photos: Path, tiny: Path, tmp_path: Path, capsys: pytest.Captu
     assert "--slots" in mistake(capsys, *base, "--ablate", "--slots", "auto")
     assert "--adaptive alone" in mistake(capsys, *base, "--thresholds", "[0.9]")
     assert "between 0 and 1" in mistake(capsys, *base, "--adaptive", "--thresholds", "[0.9,2]")
+    scenes = ["slots", "--data", "scenes", "--checkpoint", tiny, "--limit", 4]
+    assert "--workers" in mistake(capsys, *scenes, "--workers", 0)
+    assert "no labels" in mistake(capsys, *scenes, "--adaptive", "--figure", tmp_path / "trade.png")
     photo = next((photos / "val").rglob("*.png"))
     more = ["--checkpoint", tiny, "--merge-seeds", "3", "--out", tmp_path / "o"]
     assert "this block has 0 to 2" in mistake(capsys, "explain", photo, *more, "--slot", 5, "--figures", "attention")

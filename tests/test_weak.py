@@ -317,5 +317,6 @@ def test_mistakes(scenes_net: Path, run: Path, tmp_path: Path, capsys: pytest.Ca
     measure = ["eval", "--data", "scenes", "--checkpoint", scenes_net]
     assert "--knn" in mistake(capsys, *measure, "--task", "weak-segment", "--knn")
     assert "--maps" in mistake(capsys, *measure, "--maps", "cam")
+    assert "--flip" in mistake(capsys, *measure, "--task", "weak-segment", "--flip")
     assert "at least 2" in mistake(capsys, *measure, "--task", "weak-segment", "--limit", 1, "--scales", "[1.0]")
     assert "no such folder" in mistake(capsys, "eval", "--task", "weak-segment", "--data", tmp_path / "none")

@@ -87,8 +87,9 @@ def eval(  # noqa: A001  (the command's name)
     check_counts(limit, batch_size)
     check_folder("--report", report)
     if task == "weak-segment":
-        others = {"--batch-size": batch_size, "--slots": slots, "--shuffle-slots": shuffle_slots, "--window": window,
-                  "--fast": fast, "--compare": compare, "--knn": knn, "--linear": linear}  # fmt: skip
+        others = {"--batch-size": batch_size, "--slots": slots, "--shuffle-slots": shuffle_slots, "--flip": flip,
+                  "--window": window, "--workers": workers != -1, "--fast": fast, "--compare": compare, "--knn": knn,
+                  "--linear": linear}  # fmt: skip
         refuse_given(others, "--task weak-segment")
         weak_segment(data, checkpoint, image_size, slot_grid, maps or "gradient", scales, limit, report, json)
         return

@@ -76,6 +76,8 @@ def slots(
     for threshold in thresholds or []:
         if not 0 <= threshold <= 1:
             raise UserError(f"--thresholds {threshold:g}: a threshold is between 0 and 1")
+    if not (ablate or adaptive):
+        refuse_given({"--batch-size": batch_size, "--workers": workers != -1}, "measures of masks, image by image")
     model, described = load_for_slots(checkpoint, image_size)
     preparation = described.prepared  # which `load` always fills in
     if random_weights:
@@ -160,6 +162,8 @@ def adapted(
         labelled = classifying(task, "--adaptive").align(held_out(task.open(data), described), described, data)
     except UserError as error:
         reason = str(error)
+    if file and labelled is None:
+        raise UserError(f"--figure: with --adaptive, of accuracy, for which there are no labels: {reason}")
     if masked is None and labelled is None:
         raise UserError(f"--adaptive: neither masks of objects, nor labels that this checkpoint knows: {reason}")
     if labelled is not None:

@@ -21,7 +21,8 @@ def drawn_grid(sides: tuple[int, int], seed: int, epoch: int, batch: int) -> tup
 def finest_places(model: nn.Module, side: int) -> int:
     """Rows of the finest map that slots are gathered from, of images of `side` px."""
     net: Any = network_of(model)
-    return side // net.feature_info[0]["reduction"]
+    strides = [mixer.stride for mixer in net.slot_mixers().values()] if isinstance(net, GLNet) else []
+    return side // min(strides, default=net.feature_info[0]["reduction"])
 
 
 def check_grids(model: nn.Module, sides: tuple[int, int], least_image: int) -> None:
