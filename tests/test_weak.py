@@ -274,7 +274,7 @@ def test_masks_of_pictures(scenes_net: Path, tmp_path: Path, capsys: pytest.Capt
     options = ["--checkpoint", scenes_net, "--labels", "star, heart", "--out", out, "--scales", "[1.0]"]
     assert "star" in output(capsys, "segment", "--weak", photo, *options)
     found = json.loads((out / "masks.json").read_text())
-    assert found["settings"]["blocks"] == ["stages.0.blocks.0"]
+    assert found["settings"]["blocks"] == ["stages.2.blocks.0"]
     (record,) = found["images"]
     numbers = [CLASSES.index(name) + 1 for name in ("star", "heart")]
     assert record["size"] == [80, 64] and [one["number"] for one in record["objects"]] == numbers

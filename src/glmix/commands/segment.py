@@ -55,7 +55,7 @@ def segment(
         labels: classes that are in the images, with commas between; left out, those that the model finds likeliest.
         top: as many of these as are taken.
         maps: where the evidence for a class is taken from: gradient (times the features), grad-cam or cam.
-        blocks: GLMix blocks, counted from 0, through whose slots maps are spread, in this order; left out, the first.
+        blocks: GLMix blocks, counted from 0, through whose slots maps are spread, in this order; left out, the last.
         steps: how often through each; 0 leaves maps as they are.
         mix: share of what was spread; the rest is the map as it was.
         threshold: background is where no map reaches this share of the way from its lowest to its highest value.
@@ -78,7 +78,7 @@ def segment(
     for number in blocks or []:
         if not -len(names) <= number < len(names):
             raise UserError(f"--blocks {number}: this model has 0 to {len(names) - 1}")
-    way = Way(tuple(names[number] for number in blocks or [0]) if steps else (), steps or 1, mix)
+    way = Way(tuple(names[number] for number in blocks or [-1]) if steps else (), steps or 1, mix)
     given = labels_named(labels, described)
     source = open_pictures(sources)
     seer = Seer(model, described.prepared, linear_classifier(model), maps, tuple(scales or SCALES))
