@@ -67,7 +67,7 @@ def test_rows_begin_alike_and_are_compared(many, photos, tmp_path, monkeypatch, 
     monkeypatch.setattr(sys, "argv", [*command, "--jobs", *jobs])
     many.main()
     told = capsys.readouterr().out
-    assert "plain stages all: " in told and "; over none " in told and "by grid 2:" in told
+    assert "plain stages, 40 epochs, all: " in told and "; over none " in told and "by grid 2:" in told
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [(line["setting"], line["row"]) for line in lines] == [
         ("plain", "all"), ("plain", "none"), ("short", "any"), ("short", "49")

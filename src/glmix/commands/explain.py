@@ -180,8 +180,10 @@ def explain(
 
 def slots_of_an_image(mixer: GLMix) -> int:
     """How many slots an image has in a block; at most, where each image has its own number."""
-    budget = mixer.merging.budget if mixer.merging is not None else None
-    return budget or mixer.seeds.count()
+    if mixer.merging is not None and mixer.merging.budget is not None:
+        return mixer.merging.budget
+    seeds: Any = mixer.seeds
+    return seeds.count()
 
 
 def filled(given: Any, usual: Any) -> Any:

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from glmix.commands.train import schema_of as training_schema_of
 from glmix.errors import UserError, needs
@@ -46,6 +46,7 @@ class StudyOptions:
     dry_run: bool = False
     report: bool = False
     rounds: NonNegativeInt = 15
+    given: ClassVar[frozenset[str]] = frozenset()  # as of the options of a training, which stand beside these
 
 
 def schema_of(asked: dict[str, str]) -> Any:
