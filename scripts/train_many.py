@@ -541,7 +541,7 @@ def report(out: Path) -> str:
                 found[key][line["row"]][line["seed"]] = line
             else:
                 told.append(
-                    "{}, {} epochs, {} seed {}: diverged, and left out".format(*key[1:], line["row"], line["seed"])
+                    "{} {}, {} epochs, {} seed {}: diverged, and left out".format(*key, line["row"], line["seed"])
                 )
     for (setting, study, epochs), rows in found.items():
         bases = ("none", "without-third") if study == "stages" else (STUDIES[study].base,)
