@@ -25,6 +25,7 @@ OPTIONS = (
     "--epochs 3 --image-size 32 --precision fp32 --workers 0 --ema 0 --drop-path 0.1 --mixup 0.4 --cutmix 1 "
     "--mix-prob 0.8 --warmup-epochs 1 --lr 2e-3"
 ).split()
+OPTIONS += ["--model-args", "{dims: [32, 32, 32, 32], depths: [1, 1, 2, 1]}"]
 
 
 TORCHRUN = [sys.executable, *"-m torch.distributed.run --standalone --nproc-per-node 2 -m glmix.cli".split()]
@@ -167,7 +168,8 @@ def test_grad_checkpointing_changes_nothing(photos: Path, tmp_path: Path):
 
 
 def test_init_replaces_the_head_and_linear_probe_keeps_the_body(run: Path, photos: Path, tmp_path: Path):
-    train(photos, tmp_path / "probe", "--batch-size", "8", "--init", str(run), "--linear-probe", "--drop-path", "0")
+    more = ["--batch-size", "8", "--linear-probe", "--drop-path", "0", "--model-args", "{}"]
+    train(photos, tmp_path / "probe", "--init", str(run), *more)
     before, after = read_checkpoint(run)[1], read_checkpoint(tmp_path / "probe")[1]
     changed = {k for k in before if not torch.equal(before[k], after[k])}  # the norms' statistics stand still too
     assert changed == {"head.fc.weight", "head.fc.bias"}

@@ -3,6 +3,7 @@
 import json as json_module
 import os
 from collections.abc import Callable
+from functools import cache
 from typing import Any, cast
 
 import timm
@@ -20,6 +21,7 @@ from glmix.ranges import NonNegativeInt
 DETECTORS = [name for name, head in HEADS.items() if issubclass(head, Detector)]
 
 
+@cache
 def count(name: str) -> dict[str, float]:
     """Parameters and multiply-adds, in millions and billions, at the variant's input size.
 
@@ -85,14 +87,14 @@ def models(json: bool = False, heads: bool = False, measure: str = "", threads: 
         costs = {name: {head: count_under(name, head) for head in HEADS} for name in MODEL_NAMES}
         print(json_module.dumps(costs) if json else heads_table(costs))
         return
-    table: dict[str, dict[str, Any]] = {name: count(name) | {"published": PUBLISHED.get(name)} for name in MODEL_NAMES}
     if json:
-        print(json_module.dumps(table))
+        print(json_module.dumps({name: count(name) | {"published": PUBLISHED.get(name)} for name in MODEL_NAMES}))
         return
     print(f"{'model':<22}{'params, M':>10}{'GMACs':>8}{'input':>7}{'ImageNet-1k top-1':>20}")
-    for name, row in table.items():
-        top1 = f"{row['published']['top1']:.1f} %" if row["published"] else "-"
-        print(f"{name:<22}{row['params_m']:>10.1f}{row['gmacs']:>8.2f}{row['input']:>7}{top1:>20}")
+    for name in MODEL_NAMES:
+        row, published = count(name), PUBLISHED.get(name)
+        top1 = f"{published['top1']:.1f} %" if published else "-"
+        print(f"{name:<22}{row['params_m']:>10.1f}{row['gmacs']:>8.2f}{row['input']:>7}{top1:>20}", flush=True)
     print(f"top-1 as published: {PUBLISHED_PAGE}; '-': ours, no ImageNet training yet")
 
 
