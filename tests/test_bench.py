@@ -12,7 +12,7 @@ from torch import nn
 
 from glmix import optimize_for_inference
 from glmix.commands.bench import growth
-from glmix.commands.models import every_layer_of
+from glmix.commands.models import every_layer_of, print_under_heads
 from glmix.export.measure import (
     Case,
     Times,
@@ -130,6 +130,20 @@ def test_cost_under_a_head_is_measured_in_a_process_of_its_own(capsys: pytest.Ca
     assert 100 * 160 * 9 * 80 * 4 / 2**20 < peak < 500 and seconds > 0
     assert "did you mean glnet_pico" in mistake(capsys, "models", "--measure", "glnet_pcio")
     assert "--measure alone" in mistake(capsys, "models", "--threads", 1)
+
+
+def test_a_row_is_told_when_it_is_there(capsys: pytest.CaptureFixture) -> None:
+    """What came before stands there where a later one fails, or is stopped."""
+
+    def cost(name: str, head: str) -> dict[str, float]:
+        if name == "glnet_nano":
+            raise KeyboardInterrupt
+        return {"seconds": 1.5, "peak_mib": 180.4}
+
+    with pytest.raises(KeyboardInterrupt):
+        print_under_heads("seconds / MiB", ["glnet_pico", "glnet_nano"], cost)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["seconds", "glnet_pico"] and lines[1].count("1.50 / 180") == 4
 
 
 @pytest.mark.slow

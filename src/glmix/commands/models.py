@@ -2,8 +2,8 @@
 
 import json as json_module
 import os
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterable
+from functools import cache, partial
 from typing import Any, cast
 
 import timm
@@ -78,14 +78,15 @@ def models(json: bool = False, heads: bool = False, measure: str = "", threads: 
     """
     if threads and not measure:
         raise UserError("--threads: with --measure alone")
-    if measure:
-        names = [check_name(name.strip()) for name in measure.split(",")]
-        measured = {name: {head: measure_under(name, head, threads) for head in HEADS} for name in names}
-        print(json_module.dumps(measured) if json else measured_table(measured))
-        return
-    if heads:
-        costs = {name: {head: count_under(name, head) for head in HEADS} for name in MODEL_NAMES}
-        print(json_module.dumps(costs) if json else heads_table(costs))
+    if measure or heads:
+        names = [check_name(name.strip()) for name in measure.split(",")] if measure else MODEL_NAMES
+        what, cost = (
+            ("seconds / MiB", partial(measure_under, threads)) if measure else ("params, M / GMACs", count_under)
+        )
+        if json:
+            print(json_module.dumps({name: {head: cost(name, head) for head in HEADS} for name in names}))
+        else:
+            print_under_heads(what, names, cost)
         return
     if json:
         print(json_module.dumps({name: count(name) | {"published": PUBLISHED.get(name)} for name in MODEL_NAMES}))
@@ -98,36 +99,23 @@ def models(json: bool = False, heads: bool = False, measure: str = "", threads: 
     print(f"top-1 as published: {PUBLISHED_PAGE}; '-': ours, no ImageNet training yet")
 
 
-def measure_under(name: str, head: str, threads: int) -> dict[str, float]:
+def measure_under(threads: int, name: str, head: str) -> dict[str, Any]:
     """Seconds of a picture (float32, median of three) and MiB over those of the loaded model, at the sizes of `count_under`."""
     peak, seconds = in_own_process(every_layer_of, name, head, threads=threads or os.cpu_count() or 1, timed=3)
     return {"seconds": seconds, "peak_mib": peak}
 
 
-def measured_table(measured: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Seconds and MiB, a row a variant and a column a head."""
-    cells = {
-        name: [f"{cost['seconds']:.2f} / {cost['peak_mib']:.0f}" for cost in row.values()]
-        for name, row in measured.items()
-    }
-    about = "detectors at 800 x 1280 with as many regions as there are at most, segmenters at 512 x 2048"
-    return under_heads("seconds / MiB", cells, about)
+def print_under_heads(what: str, names: Iterable[str], cost: Callable[[str, str], dict[str, Any]]) -> None:
+    """A table of a row a variant and a column a head, each row when it is there: large ones take minutes."""
+    print(f"{what:<22}" + "".join(f"{head:>18}" for head in HEADS), flush=True)
+    for name in names:
+        cells = [shown(cost(name, head)) for head in HEADS]
+        print(f"{name:<22}" + "".join(f"{cell:>18}" for cell in cells), flush=True)
+    print("detectors at 800 x 1280 with as many regions as there are at most, segmenters at 512 x 2048")
 
 
-def under_heads(what: str, cells: dict[str, list[str]], about: str) -> str:
-    """A table of a row a variant and a column a head, and a line about it."""
-    rows = [(what, HEADS), *cells.items()]
-    return "\n".join([*(f"{name:<22}" + "".join(f"{cell:>18}" for cell in row) for name, row in rows), about])
-
-
-def heads_table(costs: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """Millions of parameters and GMACs, a row a variant and a column a head."""
-    cells = {
-        name: [
-            f"{cost['params_m']:.1f} / {cost['gmacs']:.{0 if cost['gmacs'] >= 100 else 1}f}" for cost in row.values()
-        ]
-        for name, row in costs.items()
-    }
-    sizes = {head: cost["input"] for head, cost in next(iter(costs.values())).items()}
-    about = ", ".join(f"{head} at {h} x {w}" for head, (h, w) in sizes.items())
-    return under_heads("parameters, M / GMACs", cells, about)
+def shown(cost: dict[str, Any]) -> str:
+    """What `measure_under` or `count_under` found, in a cell."""
+    if "seconds" in cost:
+        return f"{cost['seconds']:.2f} / {cost['peak_mib']:.0f}"
+    return f"{cost['params_m']:.1f} / {cost['gmacs']:.{0 if cost['gmacs'] >= 100 else 1}f}"
