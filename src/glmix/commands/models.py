@@ -80,9 +80,8 @@ def models(json: bool = False, heads: bool = False, measure: str = "", threads: 
         raise UserError("--threads: with --measure alone")
     if measure or heads:
         names = [check_name(name.strip()) for name in measure.split(",")] if measure else MODEL_NAMES
-        what, cost = (
-            ("seconds / MiB", partial(measure_under, threads)) if measure else ("params, M / GMACs", count_under)
-        )
+        what = "seconds / MiB" if measure else "parameters, M / GMACs"
+        cost = partial(measure_under, threads) if measure else count_under
         if json:
             print(json_module.dumps({name: {head: cost(name, head) for head in HEADS} for name in names}))
         else:
