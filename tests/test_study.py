@@ -232,6 +232,11 @@ def test_a_report_of_some_rows(trained: tuple[list[str], list[Run]], capsys: pyt
     with open(out / "report.csv", newline="") as file:
         rows = {row["row"]: row for row in csv.DictReader(file)}
     assert list(rows) == ["parallel", "local"] and rows["local"]["pairs"] == "1"
+    assert "Differences to parallel" in said
+    said = output(
+        capsys, "study", "integration", "--report", "--rounds", 0, "--rows", "local", "--base", "global", "--out", out
+    )
+    assert "No differences: no run of global" in said and "--base" in said, "where the base was not run"
 
 
 def test_rows_are_what_they_say_whatever_the_network():

@@ -243,6 +243,8 @@ def plot(results: dict[str, Result], base: str) -> Figure:
     left.set_yticks(range(len(names)), names)
     left.invert_yaxis()
     left.set_xlabel("top-1, %")
+    if not any(result.pairs for result in results.values()):
+        right.text(0.5, 0.5, "no pairs", transform=right.transAxes, ha="center")
     right.axvline(0, color="0.4", linewidth=0.8)
     right.set_xlabel(f"over {base}, points, in pairs of one seed")
     for axis in (left, right):
@@ -279,9 +281,12 @@ def write_report(
         lines.append(
             f"Not all is done: {len(absent)} of {len(rows) * len(seeds)} runs are missing ({', '.join(absent)})."
         )
+    compared = f"Differences to {base} are of pairs of runs with one seed."
+    if not any(result.pairs for result in results.values()):
+        compared = f"No differences: no run of {base} has the seed of another row's; --base compares with another row."
     lines.append(
         f"Top-1 of the last epoch, mean over seeds; ± half of a 95 % interval (Student's t), of each row by itself. "
-        f"Differences to {base} are of pairs of runs with one seed."
+        f"{compared}"
     )
     if least := least_difference(results):
         points, freedom, shared = least
