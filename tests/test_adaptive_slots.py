@@ -316,6 +316,8 @@ def test_eval_explain_and_slots_take_it(photos: Path, tiny: Path, tmp_path: Path
     assert found["rows"][0]["top1"] == plain["top1"] and len(found["rows"]) == 4 and (tmp_path / "a.png").exists()
     said = output(capsys, "slots", "--adaptive", "--data", "scenes", "--limit", 3, "--thresholds", "[0.9]", "--checkpoint", tiny)  # fmt: skip
     assert "rank correlation" in said and "threshold 0.9" in said and "top-1" not in said
+    said = output(capsys, "slots", "--adaptive", "--data", "scenes", "--limit", 1, "--thresholds", "[0.9]", "--checkpoint", tiny)  # fmt: skip
+    assert "too few images" in said and "nan" not in said
     quality = json.loads(
         output(capsys, "slots", "--data", "scenes", "--limit", 2, "--slots", 4, "--json", "--checkpoint", tiny)
     )
@@ -374,6 +376,7 @@ def test_mistakes(photos: Path, tiny: Path, tmp_path: Path, capsys: pytest.Captu
     assert "--slots" in mistake(capsys, *base, "--ablate", "--slots", "auto")
     assert "--adaptive alone" in mistake(capsys, *base, "--thresholds", "[0.9]")
     assert "between 0 and 1" in mistake(capsys, *base, "--adaptive", "--thresholds", "[0.9,2]")
+    assert "--thresholds []: an empty list" in mistake(capsys, *base, "--adaptive", "--thresholds", "[]")
     scenes = ["slots", "--data", "scenes", "--checkpoint", tiny, "--limit", 4]
     assert "--workers" in mistake(capsys, *scenes, "--workers", 0)
     assert "no labels" in mistake(capsys, *scenes, "--adaptive", "--figure", tmp_path / "trade.png")

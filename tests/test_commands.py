@@ -205,7 +205,7 @@ def test_a_mistake_leaves_no_run_behind(photos: Path, tmp_path: Path, capsys: py
         assert not (tmp_path / "run").exists()
 
 
-def test_the_installed_command_shows_help():
+def test_the_installed_command_shows_help(capsys: pytest.CaptureFixture):
     command = Path(sys.executable).with_name("glmix")
     shown = subprocess.run(
         [command, "train", "--help"], capture_output=True, text=True, env=os.environ | {"COLUMNS": "100"}
@@ -213,6 +213,9 @@ def test_the_installed_command_shows_help():
     assert shown.returncode == 0 and "--batch-size" in shown.stdout and "Traceback" not in shown.stderr
     assert not re.search(r"--\w+_\w+", shown.stdout)  # as documented, and as people type
     assert "{true" not in shown.stdout and "whole number, above 0" in shown.stdout
+    with pytest.raises(SystemExit):
+        parse("predict", ["--help"])
+    assert re.search(r"sources\s+images, folders", capsys.readouterr().out), "what stands without an option is told of"
     for title in ("the run:", "the model:", "optimisation:", "images and their augmentation:", "the machine:"):
         assert title in shown.stdout
 
@@ -269,6 +272,8 @@ def test_features_of_a_run(run: Path):
     (["train", "--config", "PICTURE"], "a recipe is YAML"),
     (["eval", "--data", "scenes", "--batch-size", -1], "at least 1, or 0 for that of the run"),
     (["eval", "--data", "scenes", "--limit", -3], "at least 1, or 0 for all"),
+    (["eval", "--task", "weak-segment", "--data", "scenes", "--maps", "foo"], "maps must be one of gradient, grad-cam, cam, not foo"),
+    (["study"], "arguments are required: study (integration, clustering"),
     (["predict", "--top", 0, "PICTURE"], "--top 0: at least one"),
     (["predict", "--checkpoint", "glnet_pico.foo", "PICTURE"], "glnet_pico_tklb.imagenette"),
 ], ids=lambda a: " ".join(str(w) for w in a) if isinstance(a, list) else "")  # fmt: skip

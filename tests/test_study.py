@@ -4,10 +4,14 @@ import csv
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +21,15 @@ from helpers import mistake, output
 
 from glmix.cli import main, parse
 from glmix.commands.study import training_of
-from glmix.errors import Stopped
+from glmix.data.token_labels import TokenLabels
+from glmix.errors import Stopped, UserError
 from glmix.export.measure import multiply_adds
 from glmix.models import build
 from glmix.models.description import Description
 from glmix.studies.report import Result, least_difference, mean_and_interval
 from glmix.studies.rows import STUDIES, chosen_rows
-from glmix.studies.runs import Run, begin, mark, planned, settings_of, train_all
+from glmix.studies.runs import Run, Trainings, begin, mark, planned, settings_of, train_all
+from glmix.training.resuming import occupied
 
 ROOT = Path(__file__).parent.parent
 TINY = '{"dims": [32, 32, 32, 32], "depths": [1, 1, 1, 1], "slot_grid": [2, 2]}'
@@ -193,10 +199,97 @@ def test_another_budget_is_refused(
 
 
 def test_another_version_is_refused(tmp_path: Path):
+    (tmp_path / "3" / "0").mkdir(parents=True)
+    begin(tmp_path, {"study": "kernel", "glmix": "1"})
+    (tmp_path / "3" / "0" / "config.yaml").touch()
     begin(tmp_path, {"study": "kernel", "glmix": "1"})
     begin(tmp_path, {"study": "kernel", "glmix": "1"})
     with pytest.raises(Exception, match="begun with glmix 1, not 2"):
         begin(tmp_path, {"study": "kernel", "glmix": "2"})
+    (tmp_path / "study.json").unlink()
+    with pytest.raises(Exception, match="runs are there, without the study.json"):
+        begin(tmp_path, {"study": "kernel", "glmix": "2"})
+    assert not (tmp_path / "study.json").exists()
+
+
+def test_a_first_try_that_began_no_run_is_forgotten(tmp_path: Path):
+    begin(tmp_path, {"study": "kernel", "model_args": {"nope": 3}})
+    begin(tmp_path, {"study": "kernel", "model_args": {}})
+    assert json.loads((tmp_path / "study.json").read_text())["model_args"] == {}
+
+
+def test_other_weights_of_the_same_name_are_refused(photos: Path, tmp_path: Path):
+    """And other token labels: what a name stood for is noted, not the name alone."""
+    weights, labels, out = tmp_path / "w.safetensors", tmp_path / "labels", tmp_path / "study"
+    header = TokenLabels(labels, "teacher a", 64, ["a"], "0", 1, (2, 2), 5, 8)
+    more = f"--init {weights} --task token-label --token-labels {labels}"
+    training = training_of(parse("study", arguments(photos, out, more))[1])
+
+    def settings() -> dict[str, Any]:
+        return settings_of("integration", training)
+
+    weights.write_bytes(b"some")
+    header.write_header()
+    (out / "local" / "0").mkdir(parents=True)
+    begin(out, settings())
+    (out / "local" / "0" / "config.yaml").touch()
+    begin(out, settings())
+    weights.write_bytes(b"other")
+    with pytest.raises(UserError, match="weights of init others"):
+        begin(out, settings())
+    weights.write_bytes(b"some")
+    replace(header, teacher="teacher b").write_header()
+    with pytest.raises(UserError, match="header of token_labels others"):
+        begin(out, settings())
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"[]", b'{"seed": 0, "fig', b"\xff\xfe", b'{"seed": 0, "figure": "high"}']
+)
+def test_damaged_marks_and_settings_are_one_line(
+    trained: tuple[list[str], list[Run]], content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    runs = trained[1]
+    out = tmp_path / "study"
+    shutil.copytree(runs[0].folder.parents[1], out)
+    whole = (out / "study.json").read_bytes()
+    (out / "study.json").write_bytes(content)
+    report = ["study", "integration", "--report", "--rounds", 0, "--out", out]
+    assert "study.json: damaged" in mistake(capsys, *report)
+    (out / "study.json").write_bytes(whole)
+    path = out / "local" / "0" / "done.json"
+    path.write_bytes(content)
+    said = mistake(capsys, *report)
+    assert f"{path}: damaged" in said and "delete it" in said
+    never = Loop()
+    with pytest.raises(UserError, match="damaged"):
+        train_all(
+            [replace(run, options=replace(run.options, out=str(out / run.row / str(run.seed)))) for run in runs],
+            1,
+            never,
+        )
+    assert not never.ran, "nothing is trained before"
+
+
+def test_a_run_that_is_trained_still_is_waited_for(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    """As that of a study that was killed, which does not end with it."""
+    run = runs_of(arguments(photos, tmp_path / "study"))[0]
+    trainings = Trainings(1)
+    with occupied(run.folder):
+        threading.Timer(3, trainings.stop, [signal.SIGTERM]).start()
+        with pytest.raises(Stopped):
+            trainings(run)
+    assert "another process trains there still; waiting" in capsys.readouterr().err
+    started = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **rest: started.append(command))
+    lock = ExitStack()
+    lock.enter_context(occupied(run.folder))
+    threading.Timer(2, lock.close).start()
+    with pytest.raises(AttributeError):  # of the process that is none
+        Trainings(1)(run)
+    assert started, "once the other has ended"
 
 
 def test_the_report_is_of_what_is_there(trained: tuple[list[str], list[Run]], capsys: pytest.CaptureFixture):
@@ -277,6 +370,11 @@ def test_the_common_error_of_rows():
         ("kernel --report", "no study is there"),
         ("integration --model convnext_atto", "--model convnext_atto: the rows of a study are of a GLNet"),
         ("cost --task token-label", "convnext_atto has no head for token labels; --task classify"),
+        ("slots --image-size 32", "row 100: a slot grid of 10 x 10, and images of 32 px have 8 x 8 places"),
+        ("kernel --slot-grids 2 12 --image-size 32", "row none: --slot-grids 2 12: images of 32 px have 8 x 8 places"),
+        ('kernel --model-args {"nope":3} --dry-run', "row none: model_args"),
+        ("kernel --seed 4294967295 --seeds 2 --dry-run", "seed must be between 0 and 4294967295"),
+        ("kernel --dry-run --report", "leave one out"),
     ],
 )
 def test_mistakes(options: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture):

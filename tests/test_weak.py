@@ -177,6 +177,8 @@ def test_the_interval_is_of_pairs() -> None:
     assert gain == pytest.approx(float(mean_iou(better.sum(0)) - mean_iou(base.sum(0)))) and 0 < low < gain < high
     assert high - low < 1
     assert paired_interval(base, base) == (0, 0, 0)
+    gain, low, high = paired_interval(base[:1], better[:1])
+    assert gain == gain and low != low and high != high, "one image has no interval"
 
 
 @pytest.fixture(scope="module")
@@ -295,6 +297,7 @@ def test_mistakes(scenes_net: Path, run: Path, tmp_path: Path, capsys: pytest.Ca
     assert "--weak" in mistake(capsys, *base)
     assert "star" in mistake(capsys, *base, "--weak", "--labels", "cat")
     assert "0 to 2" in mistake(capsys, *base, "--weak", "--blocks", 7)
+    assert "--blocks []: an empty list" in mistake(capsys, *base, "--weak", "--blocks", "[]")
     assert "between 0 and 1" in mistake(capsys, *base, "--weak", "--threshold", 1.5)
     assert "names no class" in mistake(capsys, *base, "--weak", "--labels", ",")
     assert "--steps 0" in mistake(capsys, *base, "--weak", "--steps", 0, "--blocks", 1)

@@ -13,6 +13,7 @@ from dataclasses import fields, is_dataclass
 from itertools import zip_longest
 from typing import Any, NoReturn
 
+import docstring_parser
 from jsonargparse import ArgumentParser
 
 from glmix.console import lenient, mute, say
@@ -52,11 +53,16 @@ class Parser(ArgumentParser):
             text = f"{name[1]} must be one of {choices[1].replace(chr(39), '')}, not {choices[2]}"
         elif name and whole:
             text = f"{name[1]} must be a whole number, not {whole[1]}"
+        elif name and no_kind and (literals := re.search(r"Literal\[(.*?)\]", text)):
+            text = f"{name[1]} must be one of {literals[1].replace(chr(39), '')}, not {no_kind[1]}"
         elif name and no_kind:
             several = " (several go in brackets: '[0.5, 1.0]')" if "ist[" in text or "<class '" in text else ""
             text = f"{name[1]} cannot be {no_kind[1]}{several}"
         elif name and "File does not exist" in text:
             text = f"--{name[1]}: there is no such file"
+        elif missing := re.search(r"arguments are required: (\w+)$", text):
+            told = [a.help for a in self._actions if a.dest == missing[1] and a.help]
+            text += f" ({' '.join(told[0].split()).split('. ')[0].removesuffix('.')})" if told else ""
         text = re.sub(r"(?<=--)\w+", lambda m: m[0].replace("_", "-"), text)
         raise UserError(self.file + text[:300] + hint)
 
@@ -138,14 +144,15 @@ def parse(command: str, arguments: list[str]) -> tuple[Any, Any]:
         parser.add_argument("--config", action="config", help="a recipe: a YAML file of these options")
         positional = [name for name in options if name in POSITIONAL]
         for name in positional:
-            parser.add_argument(name, nargs=POSITIONAL[name])
+            parser.add_argument(name, nargs=POSITIONAL[name], help=described(name, *schema.__mro__))
         parser.add_class_arguments(schema, None, as_group=False, skip=set(positional))
         group_options(parser, schema)
     else:
         positional = [name for name in options if name in POSITIONAL]
         for name in positional:
             default = inspect.signature(function).parameters[name].default
-            parser.add_argument(name, nargs=POSITIONAL[name] if default is inspect.Parameter.empty else "*")
+            nargs = POSITIONAL[name] if default is inspect.Parameter.empty else "*"
+            parser.add_argument(name, nargs=nargs, help=described(name, function))
         parser.add_function_arguments(function, None, as_group=False, as_positional=False, skip=set(positional))
     try:
         plain = normalize(arguments, options)
@@ -160,6 +167,15 @@ def parse(command: str, arguments: list[str]) -> tuple[Any, Any]:
         raise UserError(f"--config: not a text file ({error}); a recipe is YAML") from error
     except ValueError as error:
         raise UserError(parser.file + str(error)) from error
+
+
+def described(name: str, *documented: Any) -> str | None:
+    """What the first docstring that knows an argument says of it, which jsonargparse shows of options alone."""
+    for one in documented:
+        for argument in docstring_parser.parse(one.__doc__ or "").params:
+            if argument.arg_name == name and argument.description:
+                return " ".join(argument.description.split())
+    return None
 
 
 def group_options(parser: Parser, schema: Any) -> None:

@@ -50,6 +50,12 @@ def check_counts(limit: int, batch_size: int) -> None:
             raise UserError(f"{option} {value}: at least 1, or 0 for {none}")
 
 
+def check_not_empty(option: str, values: Sequence[Any] | None) -> None:
+    """Raise a UserError of a list that was given and has nothing in it."""
+    if values is not None and not len(values):
+        raise UserError(f"{option} []: an empty list; leave it out for the usual one")
+
+
 def print_skipped(skipped: Sequence[Skipped]) -> None:
     """Names and reasons of what was left out, if anything was."""
     if skipped:

@@ -8,7 +8,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from glmix.commands.common import check_counts, load_for_images, pick_device, print_skipped, set_grid, set_slots
+from glmix.commands.common import (
+    check_counts,
+    check_not_empty,
+    load_for_images,
+    pick_device,
+    print_skipped,
+    set_grid,
+    set_slots,
+)
 from glmix.commands.weak_segment import weak_segment
 from glmix.console import as_json, say
 from glmix.data.loading import EpochOrder, Prepared, default_workers, make_loader
@@ -86,6 +94,7 @@ def eval(  # noqa: A001  (the command's name)
     """
     check_counts(limit, batch_size)
     check_folder("--report", report)
+    check_not_empty("--scales", scales)
     if task == "weak-segment":
         others = {"--batch-size": batch_size, "--slots": slots, "--shuffle-slots": shuffle_slots, "--flip": flip,
                   "--window": window, "--workers": workers != -1, "--fast": fast, "--compare": compare, "--knn": knn,

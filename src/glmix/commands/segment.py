@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from glmix.commands.common import pick_device
+from glmix.commands.common import check_not_empty, pick_device
 from glmix.commands.weak_segment import classifier_with_slots
 from glmix.data.images import BadImage, full_size
 from glmix.data.pictures import open_pictures
@@ -55,7 +55,7 @@ def segment(
         labels: classes that are in the images, with commas between; left out, those that the model finds likeliest.
         top: as many of these as are taken.
         maps: where the evidence for a class is taken from: gradient (times the features), grad-cam or cam.
-        blocks: GLMix blocks, counted from 0, through whose slots maps are spread, in this order; left out, the last.
+        blocks: GLMix blocks, counted from 0 (or from -1, the last), through whose slots maps are spread, in this order; left out, the last.
         steps: how often through each; 0 leaves maps as they are.
         mix: share of what was spread; the rest is the map as it was.
         threshold: background is where no map reaches this share of the way from its lowest to its highest value.
@@ -71,6 +71,8 @@ def segment(
         raise UserError("--top: the classes are those of --labels; leave it out")
     if steps == 0 and (blocks or mix != 1.0):
         raise UserError("--blocks, --mix: with --steps 0 maps stay as they are; leave them out")
+    check_not_empty("--blocks", blocks)
+    check_not_empty("--scales", scales)
     if scales and min(scales) <= 0:
         raise UserError(f"--scales {scales}: above 0")
     model, described = classifier_with_slots(checkpoint, image_size)

@@ -9,7 +9,15 @@ from typing import Any
 
 import torch
 
-from glmix.commands.common import check_counts, load_for_slots, pick_device, print_skipped, set_grid, set_slots
+from glmix.commands.common import (
+    check_counts,
+    check_not_empty,
+    load_for_slots,
+    pick_device,
+    print_skipped,
+    set_grid,
+    set_slots,
+)
 from glmix.commands.eval import batches_of, classifying, held_out, refuse_given
 from glmix.console import progress
 from glmix.data.samples import Skipped, spread
@@ -20,7 +28,7 @@ from glmix.models.description import Description
 from glmix.ranges import Workers
 from glmix.slots.ablation import ablate as ablate_rows
 from glmix.slots.ablation import plot_ablation
-from glmix.slots.adaptive import THRESHOLDS, Trade, fullness, plot_trade_off, trade_off
+from glmix.slots.adaptive import THRESHOLDS, Fullness, Trade, fullness, plot_trade_off, trade_off
 from glmix.slots.figures import figure_path, save_figure
 from glmix.slots.quality import MEASURES, plot_quality, slot_quality
 from glmix.tasks import task_named
@@ -73,6 +81,7 @@ def slots(
     refuse_given({"--random-weights": random_weights and adaptive}, "--adaptive, which is of trained slots")
     if thresholds is not None and not adaptive:
         raise UserError("--thresholds: with --adaptive alone; leave it out")
+    check_not_empty("--thresholds", thresholds)
     for threshold in thresholds or []:
         if not 0 <= threshold <= 1:
             raise UserError(f"--thresholds {threshold:g}: a threshold is between 0 and 1")
@@ -189,9 +198,10 @@ def adapted(
         found |= {"objects": about_objects, "fullness": [defined(asdict(row)) for row in full]}
         told += [
             f"{len(objects)} images of {objects.mean():.1f} objects, {objects.max()} at most; rank correlation of objects "
-            f"and slots (± {1 / max(len(objects) - 1, 1) ** 0.5:.2f} where there is none):",
+            f"and slots, mean over blocks and of the first ({chance_of(len(objects))}):",
             *(
-                f"threshold {row.threshold:<8g}{row.slots:>7.1f} ± {row.spread:<6.1f} slots{row.correlation:>+9.2f}"
+                f"threshold {row.threshold:<8g}{row.slots:>7.1f} ± {row.spread:<6.1f} slots"
+                + "".join(f"{value:>+9.2f}" if value == value else f"{'-':>9}" for value in correlations(row))
                 for row in full
             ),
         ]
@@ -200,6 +210,16 @@ def adapted(
         return
     print(*told, sep="\n")
     print_skipped(skipped)
+
+
+def chance_of(images: int) -> str:
+    """How far correlations of so many images spread where there is none."""
+    return f"± {1 / (images - 1) ** 0.5:.2f} where there is none" if images > 2 else "too few images to have one"
+
+
+def correlations(row: Fullness) -> tuple[float, float]:
+    """Of the mean over blocks, and of the first block."""
+    return row.correlation, next(iter(row.blocks.values()))
 
 
 def trade_table(rows: Sequence[Trade]) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from glmix.commands.train import schema_of as training_schema_of
+from glmix.console import say
 from glmix.errors import UserError, needs
 from glmix.files import check_folder
 from glmix.models import MODEL_NAMES
@@ -16,7 +17,7 @@ from glmix.tasks import TASKS, task_named
 from glmix.training.options import TrainOptions
 
 with needs("train"):
-    from glmix.studies.runs import MARK, Trainings, begin, planned, read_settings, settings_of, train_all
+    from glmix.studies.runs import MARK, Trainings, begin, check_rows, planned, read_settings, settings_of, train_all
     from glmix.training.resuming import occupied
 
 with needs("evaluate"):
@@ -75,6 +76,13 @@ def study(options: StudyOptions) -> int:
     seeds: Sequence[int] = range(training.seed, training.seed + options.seeds)
     runs = planned(rows, options.seeds, training)
     check_folder("--out", training.out)
+    if options.dry_run and options.report:
+        raise UserError("--dry-run prints what would be trained, and --report trains nothing; leave one out")
+    if not options.report:
+        check_rows(runs)
+    others = [name for name, row in rows.items() if row.model]
+    if training.model_args and others and not options.report:
+        say(f"--model-args are not for {', '.join(others)}, which are other networks")
     if options.dry_run:
         for run in runs:
             print(shlex.join(["glmix", *run.command()]) + ("  # done" if run.done else ""))

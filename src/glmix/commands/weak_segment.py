@@ -44,6 +44,8 @@ def weak_segment(
         raise UserError(f"{data}: its first class is {images.classes[0]}; the measure is of objects and a background, as in "
                         "PASCAL VOC or --data scenes")  # fmt: skip
     images = images.take(spread(len(images), limit))
+    if len(images) < 2:
+        raise UserError(f"{data}: {len(images)} image; at least 2 are needed, to choose on and to report")
     try:
         classifier, rows, told = classifier_for(model, described, opened, images)
         nets = [model, unlearned(described)]
@@ -112,7 +114,8 @@ def classifier_for(
         rows = {number: described.classes.index(name) for number, name in enumerate(wanted, 1)}
         return linear_classifier(model), rows, "The model's own classifier."
     train = opened.split("train")
-    say(f"the model does not know all of {', '.join(wanted[:3])} …: a linear classifier of its features is fitted")
+    say(f"the model does not know all of {', '.join(wanted[:3])} …: a linear classifier of its features is fitted on all "
+        f"{len(train)} training images; --limit is of those measured")  # fmt: skip
     features, labels = features_and_labels(model, described.prepared, train, progress)
     layer = fit_label_head(features, labels)
     precision = mean_precision(layer, *features_and_labels(model, described.prepared, images, progress))

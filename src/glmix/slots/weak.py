@@ -179,7 +179,8 @@ class Row:
     def plain(self) -> dict[str, Any]:
         """As plain data; what is not a number is None."""
         known = [None if value != value else value for value in self.classes]
-        return asdict(self) | {"way": asdict(self.way), "classes": known}
+        interval = {name: None for name in ("low", "high") if self.low != self.low}
+        return asdict(self) | {"way": asdict(self.way), "classes": known} | interval
 
 
 @dataclass
@@ -320,9 +321,13 @@ def _chosen(name: str, tried: dict[Way, Counts]) -> tuple[Row, Counts]:
 def paired_interval(base: Counts, other: Counts, draws: int = DRAWS) -> tuple[float, float, float]:
     """Difference in mIoU of `other` to `base`, counts (images, 3, classes) of the same images, and its 95 % interval.
 
-    Images are drawn with replacement, the same ones for both, and the percentiles taken (Efron's bootstrap).
+    Images are drawn with replacement, the same ones for both, and the percentiles taken (Efron's bootstrap). Of one image
+    they say nothing: not a number.
     """
     images = len(base)
+    difference = float(mean_iou(other.sum(0)) - mean_iou(base.sum(0)))
+    if images < 2:
+        return difference, float("nan"), float("nan")
     rng = np.random.default_rng(0)
     times = rng.multinomial(images, np.full(images, 1 / images), draws)  # (draws, images)
     drawn = [
@@ -330,4 +335,4 @@ def paired_interval(base: Counts, other: Counts, draws: int = DRAWS) -> tuple[fl
         for counts in (base, other)
     ]
     low, high = np.percentile(drawn[1] - drawn[0], [2.5, 97.5])
-    return float(mean_iou(other.sum(0)) - mean_iou(base.sum(0))), float(low), float(high)
+    return difference, float(low), float(high)

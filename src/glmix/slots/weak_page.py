@@ -44,7 +44,8 @@ class Example:
 
 def cells_of(row: Row) -> list[str]:
     """The cells of a row, under `COLUMNS`."""
-    gain = "" if row.name == PLAIN else f"{row.gain:+.1f} ({row.low:+.1f} to {row.high:+.1f})"
+    interval = f" ({row.low:+.1f} to {row.high:+.1f})" if row.low == row.low else ""  # of one image there is none
+    gain = "" if row.name == PLAIN else f"{row.gain:+.1f}{interval}"
     shares = (f"{value:.1f}" for value in (row.miou, row.fixed, row.best))
     return [row.name, str(row.way), f"{row.threshold:.3f}", *shares, gain]
 

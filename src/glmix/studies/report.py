@@ -27,7 +27,7 @@ from glmix.files import written_whole
 from glmix.models.load import load
 from glmix.slots.figures import save_figure
 from glmix.studies.rows import study_named
-from glmix.studies.runs import MARK
+from glmix.studies.runs import MARK, read_mark
 
 with needs("evaluate"):
     from scipy.stats import t as student
@@ -93,7 +93,7 @@ def read_results(out: Path, rows: Sequence[str], base: str) -> dict[str, Result]
     """The results of `rows`, of whatever runs are done in `out`."""
     results = {row: Result(row) for row in rows}
     for row, result in results.items():
-        marks = [json.loads(path.read_text(encoding="utf-8")) for path in (out / row).glob(f"*/{MARK}")]
+        marks = [read_mark(path.parent) for path in (out / row).glob(f"*/{MARK}")]
         for found in sorted(marks, key=lambda found: found["seed"]):
             result.figures[found["seed"]] = found["figure"]
             result.best[found["seed"]] = found["best"]

@@ -4,6 +4,7 @@
 done has `done.json` beside all that `glmix train` wrote, and it is written last.
 """
 
+import hashlib
 import json
 import os
 import shlex
@@ -14,28 +15,38 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from filelock import FileLock, Timeout
 
 from glmix import __version__
 from glmix.console import say
+from glmix.data.token_labels import read_header
 from glmix.errors import Stopped, UserError, needs
 from glmix.files import written_whole
+from glmix.models import build
+from glmix.models.description import Description
+from glmix.models.load import weights_file
+from glmix.models.weights import checkpoint_file
 from glmix.studies.rows import Row
 from glmix.tasks import task_named
+from glmix.training.grids import check_grids, finest_places, own_grid
 from glmix.training.options import TrainOptions, usual_precision
 
 with needs("train"):
     from glmix.training.progress import read_rows
+    from glmix.training.resuming import SIGHUP
     from glmix.training.run import git_state
 
-SETTINGS, MARK, LOG = "study.json", "done.json", "train.log"
+SETTINGS, MARK, LOG, BEGUN = "study.json", "done.json", "train.log", "config.yaml"
 # of a run's options, what changes none of its figures, or differs from run to run
 UNRELATED = {"data", "out", "resume", "seed", "val_every", "checkpoint_steps", "workers"}
+
+CONTENTS = ("training images", "validation images", "classes", "weights of init", "header of token_labels")
 
 Start = Callable[["Run"], int]  # trains a run; the exit status of `glmix train`
 
@@ -74,19 +85,51 @@ class Run:
             if value != getattr(usual, field.name) and field.name not in ("task", "resume"):
                 text = value if isinstance(value, str) else json.dumps(value)
                 found.append(f"--{field.name.replace('_', '-')}={text}")
-        return [*found, "--resume"] if (self.folder / "config.yaml").exists() else found
+        return [*found, "--resume"] if (self.folder / BEGUN).exists() else found
 
 
 def planned(rows: dict[str, Row], seeds: int, options: TrainOptions) -> list[Run]:
-    """The runs of `rows` with `seeds` seeds from that of `options` on, seed by seed, so that pairs are there soon."""
+    """The runs of `rows` with `seeds` seeds from that of `options` on, seed by seed, so that pairs are there soon.
+
+    Raises:
+        UserError: a seed beyond those there are.
+    """
     runs = []
     for seed in range(options.seed, options.seed + seeds):
         for name, row in rows.items():
             model_args = row.options if row.model else options.model_args | row.options
             model = row.model or options.model
             out = str(Path(options.out) / name / str(seed))
-            runs.append(Run(name, seed, replace(options, seed=seed, out=out, model=model, model_args=model_args)))
+            try:
+                own = replace(options, seed=seed, out=out, model=model, model_args=model_args)
+            except ValueError as error:
+                raise UserError(f"--seed {options.seed}, and {seeds} from there on: {error}") from error
+            runs.append(Run(name, seed, own))
     return runs
+
+
+def check_rows(runs: list[Run]) -> None:
+    """Refuse, before anything is begun, networks that cannot be built, or have a larger slot grid than a map.
+
+    Raises:
+        UserError: which row, and why.
+    """
+    for run in {run.row: run for run in runs}.values():
+        options: Any = run.options
+        try:
+            with torch.device("meta"):
+                net = build(Description(options.task, options.model, options.model_args, ["0", "1"]))
+            least = options.start_size or options.image_size
+            if options.slot_grids:
+                check_grids(net, options.slot_grids, least)
+        except UserError as error:
+            raise UserError(f"row {run.row}: {error}") from error
+        grid, finest = own_grid(net), finest_places(net, least)
+        if grid is not None and max(grid) > finest:
+            raise UserError(
+                f"row {run.row}: a slot grid of {grid[0]} x {grid[1]}, and images of {least} px have {finest} x {finest} "
+                "places in the finest map; choose other --rows, or larger images by --image-size"
+            )
 
 
 def settings_of(study: str, options: TrainOptions) -> dict[str, Any]:
@@ -103,6 +146,7 @@ def settings_of(study: str, options: TrainOptions) -> dict[str, Any]:
     return {
         "study": study,
         **shared,
+        **contents_of(options),
         "classes": learned.classes,
         "training images": learned.digest(),
         "validation images": held_out.digest(),
@@ -112,14 +156,31 @@ def settings_of(study: str, options: TrainOptions) -> dict[str, Any]:
     }
 
 
+def contents_of(options: Any) -> dict[str, Any]:
+    """What lies in files that the options name: other weights or labels may lie there under the same name later."""
+    found: dict[str, Any] = {}
+    if options.init:
+        found["weights of init"] = hashlib.sha256(checkpoint_file(weights_file(options.init)).read_bytes()).hexdigest()
+    labels = getattr(options, "token_labels", "")
+    if labels and (header := read_header(labels)):
+        found["header of token_labels"] = {k: v for k, v in asdict(header).items() if k != "root"}
+    return found
+
+
 def begin(out: Path, settings: dict[str, Any]) -> None:
     """Note the settings of a study in its folder, or hold them to those that it was begun with.
 
+    Those of a study of which no run was begun yet are written over: they are of a first try that went wrong.
+
     Raises:
-        UserError: they are others; names the first.
+        UserError: they are others; names the first. Or there are runs, and no settings.
     """
     settings = json.loads(json.dumps(settings))
-    if not (out / SETTINGS).exists():
+    runs = any((folder / name).exists() for folder in out.glob("*/*") for name in (BEGUN, MARK))
+    if runs and not (out / SETTINGS).exists():
+        raise UserError(f"{out}: runs are there, without the {SETTINGS} that says what they share; bring it back, or give "
+                        "another --out")  # fmt: skip
+    if not runs:
         with written_whole(out / SETTINGS, "w", encoding="utf-8") as file:
             json.dump(settings, file, indent=1)
         return
@@ -127,7 +188,7 @@ def begin(out: Path, settings: dict[str, Any]) -> None:
     for name in dict.fromkeys([*begun, *settings]):
         before, now = begun.get(name), settings.get(name)
         if before != now:
-            told = "others" if "images" in name or name == "classes" else f"{before}, not {now}"
+            told = "others" if name in CONTENTS else f"{before}, not {now}"
             raise UserError(f"{out}: this study was begun with {name} {told}; give it another --out")
 
 
@@ -135,14 +196,19 @@ def read_settings(out: Path) -> dict[str, Any]:
     """The settings of a study.
 
     Raises:
-        UserError: no study is there.
+        UserError: no study is there, or it cannot be read.
     """
     try:
-        return json.loads((out / SETTINGS).read_text(encoding="utf-8"))
+        found = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or "study" not in found:
+            raise ValueError("names no study")
     except FileNotFoundError as error:
         raise UserError(f"{out}: no study is there (it has no {SETTINGS})") from error
     except ValueError as error:
-        raise UserError(f"{out / SETTINGS}: damaged ({error})") from error
+        raise UserError(
+            f"{out / SETTINGS}: damaged ({error}); bring it back, or begin anew with another --out"
+        ) from error
+    return found
 
 
 def mark(run: Run) -> dict[str, Any]:
@@ -172,6 +238,23 @@ def mark(run: Run) -> dict[str, Any]:
     return found
 
 
+def read_mark(folder: Path) -> dict[str, Any]:
+    """Of a run that is done, its `seed`, `figure`, `best` and `memory_gb`.
+
+    Raises:
+        UserError: what is written there cannot be read.
+    """
+    path = folder / MARK
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        numbers = {name: float(found[name]) for name in ("figure", "best", "memory_gb")}
+        return {"seed": int(found["seed"]), **numbers}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path}: damaged ({type(error).__name__}: {error}); delete it, and the study's command writes it anew"
+        ) from error
+
+
 def train_all(runs: list[Run], jobs: int, start: Start) -> dict[str, str]:
     """Train what is not done of `runs`, so many at a time, and mark it.
 
@@ -180,8 +263,12 @@ def train_all(runs: list[Run], jobs: int, start: Start) -> dict[str, str]:
 
     Raises:
         Stopped: by `start`, once what was under way has stopped too.
+        UserError: the mark of a run that is done cannot be read; before any is trained.
     """
     failed: dict[str, str] = {}
+    for run in runs:
+        if run.done:
+            read_mark(run.folder)
     waiting = [run for run in runs if not run.done]
     done = len(runs) - len(waiting)
     if done:
@@ -249,6 +336,7 @@ class Trainings:
             Stopped: as the study was told to.
         """
         run.folder.mkdir(parents=True, exist_ok=True)
+        self.wait_for_others(run)
         command = [sys.executable, "-m", "glmix.cli", *run.command()]
         with open(run.folder / LOG, "ab") as log:
             log.write(f"{shlex.join(['glmix', *command[3:]])}\n".encode(errors="surrogateescape"))
@@ -269,6 +357,20 @@ class Trainings:
             raise self.stopped(run)
         return status
 
+    def wait_for_others(self, run: Run) -> None:
+        """Until no other process trains in the run's folder, as one does that a killed study has left behind."""
+        lock, told = FileLock(run.folder / ".lock"), False
+        while not self.signal:
+            try:
+                with lock.acquire(timeout=1):
+                    return
+            except NotImplementedError:  # no locks, as on some clusters
+                return
+            except Timeout:
+                if not told:
+                    say(f"{run}: another process trains there still; waiting for it to end")
+                told = True
+
     def stopped(self, run: Run) -> Stopped:
         return Stopped(f"{run}: stopped; the same command goes on", 128 + self.signal)
 
@@ -280,8 +382,11 @@ class Trainings:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Within it Ctrl-C and SIGTERM stop the runs."""
-        before = {number: signal.signal(number, self.stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        """Within it Ctrl-C, SIGTERM and a closed terminal (unless nohup ignores it) stop the runs."""
+        listened = [signal.SIGINT, signal.SIGTERM]
+        if SIGHUP and signal.getsignal(SIGHUP) is not signal.SIG_IGN:
+            listened.append(SIGHUP)
+        before = {number: signal.signal(number, self.stop) for number in listened}
         try:
             yield
         finally:
