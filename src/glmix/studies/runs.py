@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -21,7 +22,6 @@ from typing import Any
 
 import timm
 import torch
-from filelock import FileLock, Timeout
 
 from glmix import __version__
 from glmix.console import say
@@ -39,13 +39,14 @@ from glmix.training.options import TrainOptions, usual_precision
 
 with needs("train"):
     from glmix.training.progress import read_rows
-    from glmix.training.resuming import SIGHUP
+    from glmix.training.resuming import SIGHUP, Occupied, occupied
     from glmix.training.run import git_state
 
 SETTINGS, MARK, LOG, BEGUN = "study.json", "done.json", "train.log", "config.yaml"
 # of a run's options, what changes none of its figures, or differs from run to run
 UNRELATED = {"data", "out", "resume", "seed", "val_every", "checkpoint_steps", "workers"}
 
+# what is noted as a digest or a list, of which a person has no use in a message
 CONTENTS = ("training images", "validation images", "classes", "weights of init", "header of token_labels")
 
 Start = Callable[["Run"], int]  # trains a run; the exit status of `glmix train`
@@ -359,17 +360,16 @@ class Trainings:
 
     def wait_for_others(self, run: Run) -> None:
         """Until no other process trains in the run's folder, as one does that a killed study has left behind."""
-        lock, told = FileLock(run.folder / ".lock"), False
+        told = False
         while not self.signal:
             try:
-                with lock.acquire(timeout=1):
+                with occupied(run.folder):
                     return
-            except NotImplementedError:  # no locks, as on some clusters
-                return
-            except Timeout:
+            except Occupied:
                 if not told:
                     say(f"{run}: another process trains there still; waiting for it to end")
                 told = True
+                time.sleep(1)
 
     def stopped(self, run: Run) -> Stopped:
         return Stopped(f"{run}: stopped; the same command goes on", 128 + self.signal)

@@ -93,19 +93,23 @@ def where_to_begin(out: Path, resume: bool) -> Path | None:
     return point
 
 
+class Occupied(UserError):  # noqa: N818  (a state, which may pass)
+    """Another process trains in the folder."""
+
+
 @contextmanager
 def occupied(out: Path) -> Iterator[None]:
     """Within it no other process trains in `out`; a lock that goes with its process, where the file system has locks.
 
     Raises:
-        UserError: another process trains there.
+        Occupied: another process trains there.
     """
     out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise UserError(f"{out}: another process trains there now; wait for it, or choose another --out") from error
+        raise Occupied(f"{out}: another process trains there now; wait for it, or choose another --out") from error
     except NotImplementedError:  # no locks, as on some clusters
         pass
     try:
