@@ -159,6 +159,7 @@ def test_doctor(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
 
 LACKING = {
     "lightning": (["train", "--data", "scenes", "--out", "run"], "glmix.commands.train", "train"),
+    "scipy": (["study", "integration", "--data", "scenes", "--out", "rows"], "glmix.commands.study", "train"),
     "pyarrow": (["predict", "scenes", "--out", "a.parquet"], "", "tables"),
     "sklearn": (["eval", "--data", "scenes", "--knn"], "", "evaluate"),
     "datasets": (["predict", "hf:me/mine"], "", "train"),
@@ -172,7 +173,8 @@ def test_what_is_not_installed_is_named(name: str, tmp_path: Path, monkeypatch: 
     """In one line, with the extra that brings it; before any work."""
     words, module, extra = LACKING[name]
     monkeypatch.chdir(tmp_path)
-    again = (f"{name}.", "glmix.training.") if module else (f"{name}.",)  # what imported it before imports it again
+    # what imported it before imports it again
+    again = (f"{name}.", "glmix.training.", "glmix.studies.") if module else (f"{name}.",)
     for imported in [n for n in sys.modules if n in (name, module) or n.startswith(again)]:
         monkeypatch.delitem(sys.modules, imported)
     monkeypatch.setitem(sys.modules, name, None)

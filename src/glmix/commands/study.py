@@ -17,11 +17,9 @@ from glmix.tasks import TASKS, task_named
 from glmix.training.options import TrainOptions
 
 with needs("train"):
+    from glmix.studies.report import write_report
     from glmix.studies.runs import MARK, Trainings, begin, check_rows, planned, read_settings, settings_of, train_all
     from glmix.training.resuming import occupied
-
-with needs("evaluate"):
-    from glmix.studies.report import write_report
 
 
 @dataclass

@@ -29,7 +29,7 @@ from glmix.slots.figures import save_figure
 from glmix.studies.rows import study_named
 from glmix.studies.runs import MARK, read_mark
 
-with needs("evaluate"):
+with needs("train"):
     from scipy.stats import t as student
 
 TIMED = 16  # images of a pass whose time is taken
