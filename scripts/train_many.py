@@ -74,6 +74,7 @@ FINE = {"stem_stride": 2}  # four times as many places for as many slots
 SETTINGS = {
     "short": Setting(SHORT),
     "plain": Setting(LONG),
+    "published": Setting(LONG, {"slot_residual": False}),  # the block of the published variants
     "fine": Setting(replace(LONG, epochs=20), FINE),
     "fine-normed": Setting(replace(LONG, epochs=20), FINE | {"seeds_from": "normed"}),
     "teacher": Setting(LONG, teacher=True),
@@ -422,6 +423,7 @@ def train(
     out: Path,
     teacher: Teacher | None,
     limit: int = 0,
+    epochs: int = 0,
 ) -> None:
     """Train the rows of a job with all seeds, in step with each other.
 
@@ -429,9 +431,11 @@ def train(
         learned: canvases in bytes, heights and widths, labels.
         held_out: images and labels by the side of the images.
         limit: steps at most; 0 for all.
+        epochs: at most, or exactly where the job has no seconds; 0 for those of the setting.
     """
     name, study, rows, seconds = job
     setting, o = SETTINGS[name], SETTINGS[name].options
+    o = replace(o, epochs=epochs or o.epochs)
     begun = time.perf_counter()
     torch.backends.cudnn.benchmark = device == "cuda"
     batches = {seed: Batches(learned, seed, setting, device, teacher) for seed in seeds}
@@ -600,6 +604,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--teacher", default="", help="weights of timm's tf_efficientnet_lite0")
     parser.add_argument("--threads", type=int, default=16, help="that decode images")
+    parser.add_argument("--epochs", type=int, default=0, help="of each job, in place of its setting's")
     parser.add_argument("--limit", type=int, default=0, help="steps of a job at most, to try it")
     parser.add_argument("--deadline", type=float, default=float("inf"), help="seconds after which no job is begun")
     parser.add_argument("--report", type=Path, help="instead, the figures of what is in this folder")
@@ -640,7 +645,7 @@ def main() -> None:
         if time.perf_counter() - begun > asked.deadline:
             print(f"no time left for {job.setting} {job.study}", flush=True)
             continue
-        train(job, asked.seeds, learned, held_out, classes, device, asked.out, teacher, asked.limit)
+        train(job, asked.seeds, learned, held_out, classes, device, asked.out, teacher, asked.limit, asked.epochs)
         if device == "cuda":
             torch.cuda.empty_cache()
     print(report(asked.out))
