@@ -152,8 +152,6 @@ def cropped(images: Tensor, crops: Tensor, side: int) -> Tensor:
 class Learner:
     """A network that learns from static tensors: images, class targets and, with a teacher, targets of places."""
 
-    capturing: Any = None  # the stream of all captures, whose memory for what is not captured they share
-
     def __init__(self, setting: Setting, study: str, row: str, seed: int, classes: list[str], device: str) -> None:
         self.study, self.row, self.seed, self.device, self.options = study, row, seed, device, setting.options
         known = rows_of(study)
@@ -240,10 +238,12 @@ class Learner:
             self.graphs |= {(side, grid): (None, inputs, torch.zeros(())) for grid in self.grids}
             return
         before = self.states()
-        pool, Learner.capturing = None, Learner.capturing or torch.cuda.Stream()
+        torch.cuda.synchronize()  # what was copied is there before a step changes it
+        pool = None
         for grid in self.grids:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.stream(Learner.capturing):
+            # its own stream: cuBLAS has one workspace a stream, and graphs that run at once must not share it
+            with torch.cuda.stream(self.stream):
                 self.step(inputs, grid)
                 torch.cuda.synchronize()
                 self.optimizer.zero_grad(set_to_none=True)
