@@ -5,8 +5,8 @@ import pytest
 from glmix.cli import main
 
 
-def output(capsys: pytest.CaptureFixture, *arguments: object) -> str:
-    assert main([str(a) for a in arguments]) == 0, capsys.readouterr().err
+def output(capsys: pytest.CaptureFixture, *arguments: object, status: int = 0) -> str:
+    assert main([str(a) for a in arguments]) == status, capsys.readouterr().err
     return capsys.readouterr().out
 
 

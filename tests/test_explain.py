@@ -173,7 +173,7 @@ def test_unreadable_files_are_skipped_and_named(
 ) -> None:
     (tmp_path / "text.jpg").write_text("no image")
     text = output(capsys, "explain", pictures[2], tmp_path / "text.jpg", tmp_path / "none.jpg", "--out", tmp_path / "o",
-                  "--figures", "slots")  # fmt: skip
+                  "--figures", "slots", status=1)  # fmt: skip
     assert (
         f"skipped {tmp_path / 'text.jpg'}: not an image" in text
         and f"skipped {tmp_path / 'none.jpg'}: No such file" in text
@@ -285,7 +285,7 @@ def test_folder(album: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monk
     monkeypatch.setattr(slot_folder, "PAGE", 4)
     out = tmp_path / "out"
     options = ["explain", "--folder", album, "--out", out, "--image-size", 64, "--batch-size", 2]
-    text = output(capsys, *options)
+    text = output(capsys, *options, status=1)
     photos = sorted(str(p.relative_to(album)) for p in album.rglob("scene-*.png"))
     arrays = sorted(str(p.relative_to(out / "arrays")) for p in (out / "arrays").rglob("*.npz"))
     assert arrays == [f"{name}.npz" for name in photos]
@@ -309,7 +309,7 @@ def test_folder(album: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monk
     def again() -> set[str]:
         """The arrays and sheets that the same command writes anew; it names the unreadable file each time."""
         before = {p: p.stat().st_mtime_ns for p in made()}
-        assert "broken.png" in output(capsys, *options)
+        assert "broken.png" in output(capsys, *options, status=1)
         return {str(p.relative_to(out)) for p in made() if p.stat().st_mtime_ns != before.get(p)}
 
     def made() -> list[Path]:
@@ -350,11 +350,11 @@ def test_a_folder_is_gone_on_with_only_by_the_same_preparation(
         told = replace(described, preparation=replace(described.preparation, **change))
         write_checkpoint(files[name], told, model.state_dict())
     options = ["explain", "--folder", album, "--out", tmp_path / "out", "--image-size", 64, "--checkpoint"]
-    output(capsys, *options, files["asis"])
+    output(capsys, *options, files["asis"], status=1)
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())
     assert Preparation.read(settings["preparation"]) == described.preparation.at(64)
     made = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.npz")}
-    output(capsys, *options, files["asis"])
+    output(capsys, *options, files["asis"], status=1)
     assert made == {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.npz")}
     for other in ("bilinear", "darker"):
         assert "holds what other settings made" in mistake(capsys, *options, files[other])
@@ -415,7 +415,7 @@ def test_folder_with_odd_names(tmp_path: Path, capsys: pytest.CaptureFixture) ->
 def test_folder_goes_on_after_a_cut(album: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch) -> None:
     monkeypatch.setattr(slot_folder, "PAGE", 4)
     options = ["explain", "--folder", album, "--image-size", 64, "--out"]
-    output(capsys, *options, tmp_path / "whole")
+    output(capsys, *options, tmp_path / "whole", status=1)
     calls: list[int] = []
     original = slot_folder.write_arrays
 
@@ -429,7 +429,7 @@ def test_folder_goes_on_after_a_cut(album: Path, tmp_path: Path, capsys: pytest.
         patch.setattr(slot_folder, "write_arrays", cut)
         assert glmix_main(*options, tmp_path / "cut") == 130  # as the shell has it
     assert capsys.readouterr().err == "glmix: interrupted\n"
-    output(capsys, *options, tmp_path / "cut")
+    output(capsys, *options, tmp_path / "cut", status=1)
     names = [
         sorted(str(p.relative_to(tmp_path / k)) for p in (tmp_path / k).rglob("*") if p.is_file())
         for k in ("whole", "cut")

@@ -68,7 +68,7 @@ def explain(
     folder: str = "",
     batch_size: int | None = None,
     fast: bool = False,
-) -> None:
+) -> int:
     """Pictures of the slots: figures as in the paper, a page to play with, or a whole folder.
 
     Args:
@@ -143,8 +143,7 @@ def explain(
         settings = {"model": described.model, "model_args": described.model_args, "weights": fingerprint(model)}
         settings |= {"merge_seeds": merge_seeds} if merge_seeds else {}
         job = Job(model, preparation, block, slots, merge, batch_size, settings)
-        write_folder(Path(folder), Path(out), job)
-        return
+        return int(write_folder(Path(folder), Path(out), job) > 0)
     count = len(model.slot_mixers())
     usual = [i for i in PAPER_BLOCKS if i < count] if style == "paper" else spread(model)
     depths = list(dict.fromkeys(i % count for i in blocks)) if blocks else usual or spread(model)
@@ -176,6 +175,7 @@ def explain(
         print(f"skipped {one}")
     if not done:
         raise UserError("none of the images could be read")
+    return int(bool(skipped))
 
 
 def slots_of_an_image(mixer: GLMix) -> int:
@@ -275,8 +275,8 @@ def written(
         yield seen
 
 
-def write_folder(folder: Path, out: Path, job: Job) -> None:
-    """Arrays and contact sheets, with a line per sheet."""
+def write_folder(folder: Path, out: Path, job: Job) -> int:
+    """Arrays and contact sheets, with a line per sheet; how many photos could not be read (of other processes' none)."""
     skipped: list[Skipped] = []
     processes = join_processes()
     for sheet, done, count, bad in explain_folder(folder, out, job, processes):
@@ -284,6 +284,7 @@ def write_folder(folder: Path, out: Path, job: Job) -> None:
         print(f"{done}/{count}  {sheet}", flush=True)
     skipped = [found for part in gathered(skipped) for found in part]
     if not processes.first:
-        return
+        return 0
     print(f"arrays in {out / 'arrays'}")
     print_skipped(skipped)
+    return len(skipped)

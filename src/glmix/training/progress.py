@@ -137,7 +137,7 @@ def plot_curves(rows: list[dict[str, Any]], picture: Path, shown: Sequence[str] 
         axis.set_xlabel("epoch")
         axis.grid(alpha=0.3)
         if axis.lines:
-            axis.legend(fontsize=7)
+            axis.legend(fontsize=7, handlelength=3.5)  # long enough for dashes beside the marker
     with written_whole(picture) as file:
         figure.savefig(file, format="png")
 
