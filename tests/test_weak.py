@@ -269,11 +269,14 @@ def scenes_net(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_masks_of_pictures(scenes_net: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_masks_of_pictures(
+    scenes_net: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     photo = tmp_path / "photo.png"
     Image.fromarray(make_scene(5, 2, 80).image).crop((0, 0, 80, 64)).save(photo)
     out = tmp_path / "masks"
-    options = ["--checkpoint", scenes_net, "--labels", "star, heart", "--out", out, "--scales", "[1.0]"]
+    options = ["--checkpoint", scenes_net, "--labels", "star, heart", "--scales", "[1.0]"]
     assert "star" in output(capsys, "segment", "--weak", photo, *options)
     found = json.loads((out / "masks.json").read_text())
     assert found["settings"]["blocks"] == ["stages.2.blocks.0"]

@@ -28,7 +28,7 @@ MOST_NUMBERED = 254  # classes of a mask of 8 bits, beside 0 for background and 
 
 def segment(
     sources: list[str],
-    out: str,
+    out: str = "masks",
     weak: bool = False,
     checkpoint: str = SHIPPED,
     labels: str = "",
