@@ -119,6 +119,7 @@ def segment(
         raise UserError("none of the images could be read")
     with written_whole(places / "masks.json", "w", encoding="utf-8") as file:
         json_module.dump({"settings": settings, "images": records}, file, indent=1)
+    print(places / "masks.json")
     return int(failed > 0)
 
 
